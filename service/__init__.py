@@ -1,0 +1,1 @@
+"""pointillist-destination: Segment events in over gRPC, Pointillist records out over HTTP."""

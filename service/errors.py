@@ -1,0 +1,59 @@
+"""Every error that this service raises on purpose.
+
+    PointillistDestinationError
+    ├── SettingsError           a setting, a file it names or an address cannot be used       (exit code 2)
+    ├── MappingFileError        a mapping file cannot be used                                 (exit code 2)
+    ├── SegmentJsonError        a line of Segment JSON cannot be taken
+    └── OutboxError
+        ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
+        └── OutboxFullError     no room now; trying again later makes sense
+
+Foreign errors are translated where they enter: `outbox/sqlite.py`, `pointillist.py`, `settings.py`.
+"""
+
+
+class PointillistDestinationError(Exception):
+    """Something went wrong that this service foresaw; the message says what, where, and what would be right."""
+
+
+class SettingsError(PointillistDestinationError):
+    """A setting, a file that it names or an address cannot be used."""
+
+
+class MappingFileError(PointillistDestinationError):
+    """A mapping file cannot be used; the message names the file, the row and what was expected."""
+
+
+class SegmentJsonError(PointillistDestinationError):
+    """A piece of Segment JSON cannot be taken as an event.
+
+    Args:
+        path: where, in Segment's own names, such as `context.device.version`; "" for the whole message.
+        reason: what is wrong and what would be right.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}" if path else reason)
+        self.path = path
+        self.reason = reason
+
+
+class OutboxError(PointillistDestinationError):
+    """The outbox cannot do what was asked."""
+
+
+class OutboxUnusableError(OutboxError):
+    """The outbox cannot be opened: held by another server, damaged, or not ours."""
+
+
+class OutboxFullError(OutboxError):
+    """There is no room now.
+
+    Args:
+        reason: which bound was reached.
+        retry_after: seconds until trying again makes sense.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
