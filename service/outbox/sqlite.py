@@ -1,0 +1,359 @@
+"""The outbox on SQLite: one writer thread, and a group commit that many callers share.
+
+While one commit is being fsynced, everything that arrives is gathered; when it ends, all of that goes into the next.
+So a lone caller waits for one fsync, and a thousand callers share one. The event loop hands work over and takes
+results back once a commit, never once an event.
+"""
+
+import asyncio
+import contextlib
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service.clock import Clock
+from service.errors import OutboxError, OutboxFullError
+from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
+from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, Bounds, Room
+from service.outbox.sqlite_file import Counts, DiskRefusedError, SqliteFile, events_of
+
+Result = TypeVar("Result")
+
+SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
+SETTLE_MOST = 1000  # settlements that do not wait any longer
+STUCK_MOST = 20_000  # settlements that could not be written, above which nothing is fetched
+DEAD_LETTER_CHUNK = 500  # dead letters moved or deleted in one transaction
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one turn of the writer does: settle, put and call in one transaction, then fetch."""
+
+    puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
+    acks: list[Stored] = field(default_factory=list)
+    naks: list[tuple[Stored, int, int, bool]] = field(default_factory=list)
+    terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
+    calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
+    reads: list[tuple[Callable[[], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
+    done: list[tuple["asyncio.Future[Any]", Any]] = field(default_factory=list)
+    stuck: bool = False
+
+    def settlements(self) -> int:
+        return len(self.acks) + len(self.naks) + len(self.terms)
+
+
+class SqliteOutbox:
+    """An Outbox in one SQLite file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        window: float,
+        window_ids: int,
+        retry_max_delay: float,
+        bounds: Bounds,
+        disk_free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+    ) -> None:
+        """Open the file on the calling thread; call on the event loop that will use it.
+
+        Args:
+            path: the file.
+            clock: tells due times and ages.
+            window: seconds for which a message_id is remembered.
+            window_ids: how many message_ids are remembered at most.
+            retry_max_delay: seconds; no event waits longer than that between tries, whatever the clock does.
+            bounds: what is refused beyond.
+            disk_free: bytes free in a folder.
+
+        Raises:
+            OutboxUnusableError: the file cannot be used.
+        """
+        self._file = SqliteFile(path, window=window, window_ids=window_ids)
+        self._clock = clock
+        folder = path.absolute().parent
+        self._room = Room(bounds, clock, lambda: disk_free(folder))
+        self._retry_max_delay = retry_max_delay
+        self._loop = asyncio.get_running_loop()
+        self._next = _Round()
+        self._writing: _Round | None = None
+        self._queued_events = 0  # events and bytes put but not committed yet
+        self._queued_bytes = 0
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._timer_lingers = False
+        self._arrived: list[Callable[[], None]] = []
+        self._oldest_at = self._file.oldest_at()
+        self._emptier = asyncio.Event()
+        self._closed = False
+        self.commits = 0
+        self.committed_events = 0
+        self._rounds: queue.SimpleQueue[_Round | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="outbox-writer", daemon=True)
+        self._thread.start()
+
+    # -- the verbs
+
+    async def put(self, entries: Sequence[Entry]) -> list[bool]:
+        """Store events and return once they are fsynced. See Outbox.put."""
+        self._refuse_when_full()
+        future: asyncio.Future[list[bool]] = self._loop.create_future()
+        self._next.puts.append((entries, future))
+        size = sum(len(entry.payload) for entry in entries)
+        self._queued_events += len(entries)
+        self._queued_bytes += size
+        self._schedule()
+        try:
+            return await future
+        finally:
+            self._queued_events -= len(entries)
+            self._queued_bytes -= size
+
+    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
+        """Lease events. See Outbox.fetch."""
+        if self._next.stuck and self._next.settlements() > STUCK_MOST:
+            return []
+        if early:
+            return await self._read(lambda: self._file.fetch_early(limit))
+        now = self._now()
+        latest = now + round(self._retry_max_delay * 1000)
+        return await self._read(lambda: self._file.fetch(limit, now, latest))
+
+    def ack(self, stored: Stored) -> None:
+        """Settle as delivered. See Outbox.ack."""
+        self._next.acks.append(stored)
+        self._schedule(linger=True)
+
+    def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
+        """Settle as to be tried again. See Outbox.nak."""
+        now = self._now()
+        due_at = now + round(min(delay, self._retry_max_delay) * 1000)
+        self._next.naks.append((stored, due_at, now, attempted))
+        self._schedule(linger=True)
+
+    def term(self, stored: Stored, refusal: Refusal) -> None:
+        """Settle as a dead letter. See Outbox.term."""
+        self._next.terms.append((stored, refusal, self._now()))
+        self._schedule(linger=True)
+
+    def subscribe(self, arrived: Callable[[], None]) -> None:
+        """Have `arrived` called when something may be fetched. See Outbox.subscribe."""
+        self._arrived.append(arrived)
+
+    async def next_due(self) -> float | None:
+        """Seconds until the next event is due. See Outbox.next_due."""
+        due_at = await self._read(self._file.next_due)
+        return None if due_at is None else min(max(0.0, (due_at - self._now()) / 1000), self._retry_max_delay)
+
+    def stats(self) -> Stats:
+        """What is held. See Outbox.stats."""
+        counts = self._file.counts
+        return Stats(counts.events, counts.bytes, self._oldest_at, counts.dead_letters)
+
+    @property
+    def evictions(self) -> int:
+        """message_ids that the duplicate window forgot for want of room, since start."""
+        return self._file.evictions
+
+    # -- dead letters
+
+    async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
+        """See Outbox.list_dead_letters."""
+        return await self._read(lambda: self._file.list_dead_letters(which, after, limit))
+
+    async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
+        """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places."""
+        now = self._now()
+        return await self._repeat(
+            lambda change: self._file.replay_dead_letters(which, now, DEAD_LETTER_CHUNK, change),
+        )
+
+    async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
+        """See Outbox.delete_dead_letters."""
+        return await self._repeat(lambda change: self._file.delete_dead_letters(which, DEAD_LETTER_CHUNK, change))
+
+    async def _repeat(self, some: Callable[[Counts], int]) -> int:
+        total = 0
+        while count := await self._call(some):
+            total += count
+        return total
+
+    # -- bounds
+
+    async def has_room(self) -> None:
+        """Return once put is not refused for want of room."""
+        while self.full() is not None:
+            self._emptier.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
+
+    def full(self) -> str | None:
+        """Which bound is reached, in words; None where there is room."""
+        counts = self._file.counts
+        return self._room.full(counts.events + self._queued_events, counts.bytes + self._queued_bytes)
+
+    def _refuse_when_full(self) -> None:
+        if self._closed:
+            message = "the outbox is closed"
+            raise OutboxFullError(message, DELAY)
+        if (reason := self.full()) is not None:
+            raise OutboxFullError(reason, self._room.retry_after(self._file.counts.events))
+
+    # -- the end
+
+    async def flush(self) -> None:
+        """Return once all that was settled before is on disk."""
+        await self._call(lambda _: None)
+
+    async def close(self) -> None:
+        """Flush, stop the writer and close the file."""
+        if self._closed:
+            return
+        try:
+            await self.flush()
+        except OutboxError:
+            pass  # a disk that refuses now repeats some deliveries after the restart, and loses nothing
+        finally:
+            self._closed = True
+            self._rounds.put(None)
+            await self._loop.run_in_executor(None, self._thread.join)
+            self._file.close()
+
+    # -- between the event loop and the writer
+
+    def _now(self) -> int:
+        return round(self._clock.steady() * 1000)
+
+    async def _call(self, function: Callable[[Counts], Result]) -> Result:
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._next.calls.append((function, future))
+        self._schedule()
+        return await future
+
+    async def _read(self, function: Callable[[], Result]) -> Result:
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._next.reads.append((function, future))
+        self._schedule()
+        return await future
+
+    def _schedule(self, *, linger: bool = False) -> None:
+        """See that the next round is handed over: at the end of this turn of the loop, or when it has lingered."""
+        if self._writing is not None:
+            return
+        if linger and self._next.settlements() < SETTLE_MOST:
+            if self._timer is None:
+                self._timer_lingers = True
+                self._timer = self._loop.call_later(SETTLE_LINGER, self._hand_over)
+            return
+        if self._timer is not None:
+            if not self._timer_lingers:
+                return
+            self._timer.cancel()
+        self._timer_lingers = False
+        self._timer = self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._timer = None
+        if self._closed:
+            return
+        self._writing, self._next = self._next, _Round()
+        self._rounds.put(self._writing)
+
+    def _finished(self, done: _Round) -> None:
+        """Take a round back, on the event loop."""
+        self._writing = None
+        following = self._next
+        if done.stuck:  # what could not be settled is settled with the next round
+            following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms
+            following.stuck = True
+        else:
+            self._room.note_drained(len(done.acks) + len(done.terms))
+        for future, result in done.done:
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._emptier.set()
+        if following.puts or following.calls or following.reads:
+            self._schedule()
+        elif following.settlements():
+            self._schedule(linger=True)
+        if done.puts or done.calls:
+            for arrived in self._arrived:
+                arrived()
+
+    # -- on the writer's thread
+
+    def _write(self) -> None:
+        while (work := self._rounds.get()) is not None:
+            try:
+                self._write_round(work)
+            finally:
+                try:
+                    self._loop.call_soon_threadsafe(self._finished, work)
+                except RuntimeError:  # the loop is closed: nobody waits any more
+                    return
+
+    def _write_round(self, work: _Round) -> None:
+        if work.puts or work.calls or work.settlements():
+            try:
+                self._commit(work)
+            except DiskRefusedError as error:
+                self._refuse(work, error)
+            except Exception as error:  # noqa: BLE001  # the writer outlives a fault of ours; the callers hear of it
+                work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
+                work.stuck = True
+        for read, future in work.reads:
+            try:
+                work.done.append((future, read()))
+            except Exception as error:  # noqa: BLE001  # it belongs to whoever awaits the future
+                work.done.append((future, error))
+        self._oldest_at = self._file.oldest_at()
+
+    def _commit(self, work: _Round) -> None:
+        """Do all of a round in one transaction; nothing of it is answered before the fsync."""
+        done: list[tuple[asyncio.Future[Any], Any]] = []
+        with self._file.transaction() as change:
+            self._settle(work, change)
+            if work.puts:
+                stored = self._file.put(events_of(entries for entries, _ in work.puts), self._now(), change)
+                start = 0
+                for entries, future in work.puts:
+                    done.append((future, stored[start : start + len(entries)]))
+                    start += len(entries)
+            done.extend((future, call(change)) for call, future in work.calls)
+        work.done += done
+        self._release(work)
+        self.commits += 1
+        self.committed_events += change.events if work.puts else 0
+
+    def _refuse(self, work: _Round, error: DiskRefusedError) -> None:
+        """The disk refused the round: tell the callers, and settle at least, which needs less room."""
+        full = OutboxFullError(f"the disk of the outbox refuses: {error}", DELAY)
+        work.done += [(future, full) for _, future in work.puts]
+        work.done += [(future, full) for _, future in work.calls]
+        try:
+            if work.settlements():
+                with self._file.transaction() as change:
+                    self._settle(work, change)
+                self._release(work)
+        except DiskRefusedError:
+            work.stuck = True
+
+    def _release(self, work: _Round) -> None:
+        self._file.release(work.acks)
+        self._file.release(nak[0] for nak in work.naks)
+        self._file.release(term[0] for term in work.terms)
+
+    def _settle(self, work: _Round, change: Counts) -> None:
+        self._file.ack(work.acks, change)
+        for stored, due_at, now, attempted in work.naks:
+            self._file.nak(stored, due_at, now, attempted=attempted)
+        for stored, refusal, now in work.terms:
+            self._file.term(stored, refusal, now, change)

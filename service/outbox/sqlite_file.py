@@ -1,0 +1,363 @@
+"""The SQLite file under the outbox: every statement.
+
+All of it runs on one thread over one connection, and is synchronous. Statements carry many rows each, because Python
+lets go of the interpreter lock and fights for it again at every step of a statement: one INSERT of 64 rows costs one
+such fight, executemany 64.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from pointillist_destination.v1 import event_pb2
+from service.errors import OutboxError
+from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
+from service.outbox.sqlite_open import open_database, take_lock
+
+DIGEST_SIZE = 16  # bytes
+CHUNKS = (128, 16, 1)  # rows a statement
+PRUNE_LEAST = 256  # ids pruned from the window in one transaction, at least
+
+
+class DiskRefusedError(OutboxError):
+    """The disk or the file system refused a write; the transaction was rolled back and nothing of it is stored."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """The counter row."""
+
+    events: int
+    bytes: int
+    seen: int
+    dead_letters: int
+
+
+def chunked(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Cut rows into runs whose lengths are among CHUNKS, so that few statements are ever prepared."""
+    start = 0
+    for size in CHUNKS:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
+
+
+def _values(columns: int, rows: int) -> str:
+    return ",".join(["(" + ",".join("?" * columns) + ")"] * rows)
+
+
+INSERT_SEEN = {
+    n: f"INSERT INTO seen (id, digest, at) VALUES {_values(3, n)}"  # noqa: S608  # only question marks
+    " ON CONFLICT (digest) DO UPDATE SET id = excluded.id, at = excluded.at WHERE at < ?"
+    for n in CHUNKS
+}
+INSERT_EVENT = {
+    n: f"INSERT INTO event (id, message_id, accepted_at, payload) VALUES {_values(4, n)}"  # noqa: S608
+    for n in CHUNKS
+}
+DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
+STORED = "id, message_id, payload, accepted_at, coalesce(replayed_at, accepted_at), attempts, first_attempt_at"
+DEAD_LETTER = (
+    "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at"
+)
+
+
+class SqliteFile:
+    """An open outbox file, held by this process alone."""
+
+    def __init__(self, path: Path, *, window: float, window_ids: int) -> None:
+        """Open the file, making it if it is not there.
+
+        Args:
+            path: the database file; its folder must exist.
+            window: seconds for which a message_id is remembered.
+            window_ids: how many message_ids are remembered at most.
+
+        Raises:
+            OutboxUnusableError: held by another server, not ours, damaged, or not to be opened.
+        """
+        self._window = round(window * 1000)
+        self._window_ids = window_ids
+        self.evictions = 0
+        """message_ids forgotten for want of room in the window."""
+        self._lock = take_lock(path)
+        try:
+            self._connection = open_database(path)
+            self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
+            self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._cursor = 0
+        self._leased: set[int] = set()
+
+    def close(self) -> None:
+        """Close the file; the log is folded into it."""
+        self._connection.close()
+        os.close(self._lock)
+
+    # -- transactions
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Counts]:
+        """Run the body in one transaction, fsynced at its end. The body adds what it changes to the Counts yielded.
+
+        Raises:
+            DiskRefusedError: the disk is full or failing; nothing of the transaction is stored.
+        """
+        change = Counts(0, 0, 0, 0)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield change
+            self._connection.execute(
+                "UPDATE counter SET events = events + ?, bytes = bytes + ?, seen = seen + ?,"
+                " dead_letters = dead_letters + ?",
+                (change.events, change.bytes, change.seen, change.dead_letters),
+            )
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                raise DiskRefusedError(str(error)) from error
+            raise
+        counts = self.counts
+        self.counts = Counts(
+            counts.events + change.events,
+            counts.bytes + change.bytes,
+            counts.seen + change.seen,
+            counts.dead_letters + change.dead_letters,
+        )
+
+    def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[bool]:
+        """Store entries; returns one boolean an entry, False for a duplicate. Within a transaction."""
+        first = self._next_id
+        self._next_id += len(entries)
+        rows = [
+            (first + index, message_id, accepted_at, payload)
+            for index, (message_id, payload, accepted_at) in enumerate(entries)
+        ]
+        execute = self._connection.execute
+        horizon = now - self._window
+        fresh = 0
+        for chunk in chunked(rows):
+            parameters: list[Any] = []
+            for id_, message_id, _, _ in chunk:
+                parameters += (id_, blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest(), now)
+            parameters.append(horizon)
+            fresh += execute(INSERT_SEEN[len(chunk)], parameters).rowcount
+        if fresh == len(rows):
+            stored = [True] * fresh
+        else:
+            new = {id_ for (id_,) in execute("SELECT id FROM seen WHERE id >= ?", (first,))}
+            stored = [row[0] in new for row in rows]
+            rows = [row for row in rows if row[0] in new]
+        for chunk in chunked(rows):
+            execute(INSERT_EVENT[len(chunk)], [value for row in chunk for value in row])
+        change.events += len(rows)
+        change.bytes += sum(len(row[3]) for row in rows)
+        change.seen += fresh
+        self._prune(change, len(rows), horizon)
+        return stored
+
+    def ack(self, stored: Sequence[Stored], change: Counts) -> None:
+        """Delete delivered events. Within a transaction."""
+        for chunk in chunked(stored):
+            self._connection.execute(DELETE_EVENT[len(chunk)], [event.id for event in chunk])
+        change.events -= len(stored)
+        change.bytes -= sum(len(event.payload) for event in stored)
+
+    def nak(self, stored: Stored, due_at: int, now: int, *, attempted: bool) -> None:
+        """Put an event back for later. Within a transaction."""
+        self._connection.execute(
+            "UPDATE event SET due_at = ?, attempts = attempts + ?,"
+            " first_attempt_at = coalesce(first_attempt_at, ?) WHERE id = ?",
+            (due_at, attempted, now if attempted else None, stored.id),
+        )
+
+    def term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
+        """Make an event a dead letter. Within a transaction."""
+        event = event_pb2.Event.FromString(stored.payload)
+        message = event.track if event.HasField("track") else event.identify
+        self._connection.execute(
+            "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
+            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stored.message_id,
+                stored.payload,
+                stored.accepted_at,
+                refusal.reason,
+                refusal.status,
+                refusal.detail,
+                stored.attempts + 1,
+                stored.first_attempt_at or now,
+                now,
+                event.track.event if event.HasField("track") else "identify",
+                message.user_id,
+                message.anonymous_id,
+            ),
+        )
+        self.ack([stored], change)
+        change.dead_letters += 1
+
+    def release(self, settled: Iterable[Stored]) -> None:
+        """End the leases of events whose settlement is committed."""
+        self._leased.difference_update([event.id for event in settled])
+
+    # -- reading
+
+    def fetch(self, limit: int, now: int, latest: int) -> list[Stored]:
+        """Lease up to `limit` events: first such as a nak made wait until now, then new ones, oldest first.
+
+        Args:
+            limit: how many at most.
+            now: milliseconds; events due until then are due.
+            latest: milliseconds; a due time after that cannot be right (the clock was set back) and counts as due.
+        """
+        events = self._fetch_due(limit, "due_at <= ?", now)
+        events += self._fetch_due(limit - len(events), "due_at > ?", latest)
+        return events + self._fetch_new(limit - len(events))
+
+    def fetch_early(self, limit: int) -> list[Stored]:
+        """Lease up to `limit` events, due or not: first new ones, then those that were tried longest ago."""
+        events = self._fetch_new(limit)
+        return events + self._fetch_due(limit - len(events), "due_at > ?", 0)
+
+    def _fetch_due(self, limit: int, which: str, bound: int) -> list[Stored]:
+        if not limit:
+            return []
+        leased = self._leased
+        rows = self._connection.execute(
+            f"SELECT {STORED} FROM event WHERE {which} ORDER BY due_at LIMIT ?",  # noqa: S608
+            (bound, limit + len(leased)),
+        )
+        return self._lease([row for row in rows if row[0] not in leased][:limit])
+
+    def _fetch_new(self, limit: int) -> list[Stored]:
+        """New events lie behind a cursor, so that what was leased before is never read again."""
+        rows = self._connection.execute(
+            f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
+            (self._cursor, limit),
+        ).fetchall()
+        if rows:
+            self._cursor = rows[-1][0]
+        return self._lease(rows)
+
+    def _lease(self, rows: list[Any]) -> list[Stored]:
+        events = [Stored._make(row) for row in rows]
+        self._leased.update([event.id for event in events])
+        return events
+
+    def next_due(self) -> int | None:
+        """Milliseconds since the epoch at which the first waiting event that is not leased is due."""
+        rows = self._connection.execute(
+            "SELECT id, due_at FROM event WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?", (len(self._leased) + 1,)
+        )
+        return next((due_at for id_, due_at in rows if id_ not in self._leased), None)
+
+    def oldest_at(self) -> int | None:
+        """When the oldest waiting event was accepted, in milliseconds since the epoch."""
+        row = self._connection.execute("SELECT accepted_at FROM event ORDER BY id LIMIT 1").fetchone()
+        return row and int(row[0])
+
+    # -- dead letters
+
+    def list_dead_letters(self, which: DeadLetterFilter, after: int, limit: int) -> list[DeadLetter]:
+        """Up to `limit` dead letters with an id above `after`, by rising id."""
+        where, parameters = _where(which)
+        rows = self._connection.execute(
+            f"SELECT {DEAD_LETTER} FROM dead_letter WHERE id > ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608
+            (after, *parameters, limit),
+        )
+        return [
+            DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), attempts, first, last)
+            for id_, message_id, payload, accepted_at, reason, status, detail, attempts, first, last in rows
+        ]
+
+    def replay_dead_letters(self, which: DeadLetterFilter, now: int, limit: int, change: Counts) -> int:
+        """Move up to `limit` dead letters to the end of the queue. Within a transaction."""
+        letters = self.list_dead_letters(which, 0, limit)
+        for letter in letters:
+            self._connection.execute(
+                "INSERT INTO event (id, message_id, accepted_at, replayed_at, payload) VALUES (?, ?, ?, ?, ?)",
+                (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload),
+            )
+            self._next_id += 1
+            self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))
+        change.events += len(letters)
+        change.bytes += sum(len(letter.payload) for letter in letters)
+        change.dead_letters -= len(letters)
+        return len(letters)
+
+    def delete_dead_letters(self, which: DeadLetterFilter, limit: int, change: Counts) -> int:
+        """Delete up to `limit` dead letters. Within a transaction."""
+        where, parameters = _where(which)
+        count = self._connection.execute(
+            f"DELETE FROM dead_letter WHERE id IN (SELECT id FROM dead_letter WHERE {where} ORDER BY id LIMIT ?)",  # noqa: S608
+            (*parameters, limit),
+        ).rowcount
+        change.dead_letters -= count
+        return count
+
+    # -- the duplicate window
+
+    def _prune(self, change: Counts, inserted: int, horizon: int) -> None:
+        """Forget ids beyond the window's count, and some of those beyond its time, oldest first.
+
+        Twice what was inserted, so that the window shrinks to its bound however far it is over, without a pause.
+        """
+        most = max(2 * inserted, PRUNE_LEAST)
+        excess = self.counts.seen + change.seen - self._window_ids
+        if excess > 0:
+            gone = self._connection.execute(
+                "DELETE FROM seen WHERE id <= (SELECT id FROM seen ORDER BY id LIMIT 1 OFFSET ?)",
+                (min(excess, most) - 1,),
+            ).rowcount
+            self.evictions += gone
+            change.seen -= gone
+        oldest = self._connection.execute("SELECT at FROM seen ORDER BY id LIMIT 1").fetchone()
+        if oldest and oldest[0] < horizon:
+            change.seen -= self._connection.execute(
+                "DELETE FROM seen WHERE id IN (SELECT id FROM seen ORDER BY id LIMIT ?) AND at < ?", (most, horizon)
+            ).rowcount
+
+    def _newest_seen(self) -> int:
+        return int(self._one("SELECT max(id) FROM seen")[0] or 0)
+
+    def _one(self, statement: str) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._connection.execute(statement).fetchone()
+        return row
+
+
+def _where(which: DeadLetterFilter) -> tuple[str, list[Any]]:
+    conditions: list[str] = ["1"]
+    parameters: list[Any] = []
+
+    def add(condition: str, *values: object) -> None:
+        conditions.append(condition)
+        parameters.extend(values)
+
+    if which.ids is not None:
+        add(f"id IN ({','.join('?' * len(which.ids))})", *which.ids)
+    if which.reason is not None:
+        add("reason = ?", which.reason)
+    if which.event_type is not None:
+        add("event_type = ?", which.event_type)
+    if which.user_id is not None:
+        add("(user_id = ? OR anonymous_id = ?)", which.user_id, which.user_id)
+    if which.since is not None:
+        add("last_attempt_at >= ?", which.since)
+    if which.until is not None:
+        add("last_attempt_at < ?", which.until)
+    return " AND ".join(conditions), parameters
+
+
+def events_of(batches: Iterable[Sequence[Entry]]) -> list[Entry]:
+    """Put batches end to end."""
+    return [entry for batch in batches for entry in batch]
