@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     accepted_at: int
     """Milliseconds since the epoch."""
     queued_at: int
-    """Milliseconds since the epoch: when it was accepted or, if later, replayed; its age counts from here."""
+    """Milliseconds since the epoch, by the outbox's steady clock: when it was put or, if later, replayed."""
     attempts: int
     """POSTs so far whose failure is on record."""
     first_attempt_at: int | None
@@ -83,7 +83,7 @@ class DeadLetterFilter:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the outbox holds, as of its last commit."""
+    """What the outbox holds, as of its last commit, with the dead letters that the next one brings."""
 
     events: int
     bytes: int

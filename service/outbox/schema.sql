@@ -5,7 +5,7 @@ CREATE TABLE event (
   id INTEGER PRIMARY KEY,            -- rises in the order of acceptance, never reused
   message_id TEXT NOT NULL,
   accepted_at INTEGER NOT NULL,
-  replayed_at INTEGER,
+  queued_at INTEGER NOT NULL,        -- when it was put or, if later, replayed
   attempts INTEGER NOT NULL DEFAULT 0,
   first_attempt_at INTEGER,
   due_at INTEGER,

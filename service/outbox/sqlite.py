@@ -152,7 +152,8 @@ class SqliteOutbox:
     def stats(self) -> Stats:
         """What is held. See Outbox.stats."""
         counts = self._file.counts
-        return Stats(counts.events, counts.bytes, self._oldest_at, counts.dead_letters)
+        coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
+        return Stats(counts.events, counts.bytes, self._oldest_at, counts.dead_letters + coming)
 
     @property
     def evictions(self) -> int:

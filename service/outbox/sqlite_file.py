@@ -57,11 +57,11 @@ INSERT_SEEN = {
     for n in CHUNKS
 }
 INSERT_EVENT = {
-    n: f"INSERT INTO event (id, message_id, accepted_at, payload) VALUES {_values(4, n)}"  # noqa: S608
+    n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES {_values(5, n)}"  # noqa: S608
     for n in CHUNKS
 }
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
-STORED = "id, message_id, payload, accepted_at, coalesce(replayed_at, accepted_at), attempts, first_attempt_at"
+STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at"
 DEAD_LETTER = (
     "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at"
 )
@@ -139,7 +139,7 @@ class SqliteFile:
         first = self._next_id
         self._next_id += len(entries)
         rows = [
-            (first + index, message_id, accepted_at, payload)
+            (first + index, message_id, accepted_at, now, payload)
             for index, (message_id, payload, accepted_at) in enumerate(entries)
         ]
         execute = self._connection.execute
@@ -147,7 +147,7 @@ class SqliteFile:
         fresh = 0
         for chunk in chunked(rows):
             parameters: list[Any] = []
-            for id_, message_id, _, _ in chunk:
+            for id_, message_id, *_ in chunk:
                 parameters += (id_, blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest(), now)
             parameters.append(horizon)
             fresh += execute(INSERT_SEEN[len(chunk)], parameters).rowcount
@@ -160,7 +160,7 @@ class SqliteFile:
         for chunk in chunked(rows):
             execute(INSERT_EVENT[len(chunk)], [value for row in chunk for value in row])
         change.events += len(rows)
-        change.bytes += sum(len(row[3]) for row in rows)
+        change.bytes += sum(len(row[4]) for row in rows)
         change.seen += fresh
         self._prune(change, len(rows), horizon)
         return stored
@@ -285,7 +285,7 @@ class SqliteFile:
         letters = self.list_dead_letters(which, 0, limit)
         for letter in letters:
             self._connection.execute(
-                "INSERT INTO event (id, message_id, accepted_at, replayed_at, payload) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES (?, ?, ?, ?, ?)",
                 (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload),
             )
             self._next_id += 1

@@ -1,0 +1,39 @@
+"""Callers that wait for the delivery of an event, and how they hear of it."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from service.outbox.base import Refusal
+
+
+class Deliveries:
+    """Connects the way out to those who asked to wait: `wait_for_delivery`.
+
+    It holds one future per waiting caller and nothing for any other event.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[Refusal | None]] = {}
+
+    @contextlib.contextmanager
+    def expect(self, message_id: str) -> Iterator["asyncio.Future[Refusal | None]"]:
+        """Give a future that becomes None when the event is delivered, and its refusal when it is given up.
+
+        A second caller with the same message_id shares the first one's future.
+        """
+        future = self._waiting.get(message_id)
+        if future is not None:
+            yield future
+            return
+        future = self._waiting[message_id] = asyncio.get_running_loop().create_future()
+        try:
+            yield future
+        finally:
+            self._waiting.pop(message_id, None)
+
+    def settled(self, message_id: str, refusal: Refusal | None) -> None:
+        """Tell who waits for it that an event was delivered (None) or given up."""
+        future = self._waiting.get(message_id) if self._waiting else None
+        if future is not None and not future.done():
+            future.set_result(refusal)

@@ -1,0 +1,319 @@
+"""EventService: the way in, and the one place to read an accepted event's whole story.
+
+    bytes > parse > validate > filter > outbox.put (duplicates are found there) > Receipt
+
+Requests arrive as bytes, so that what does not parse gets an answer of ours and not gRPC's.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from pointillist_destination.v1 import event_pb2, event_service_pb2
+from service import faults
+from service.batch_frame import BatchFrame, read_batch
+from service.clock import Clock
+from service.deliveries import Deliveries
+from service.errors import OutboxFullError
+from service.faults import Fault
+from service.integrations import is_sent
+from service.mapping import Mapping
+from service.message_id import new_message_id
+from service.outbox.base import Entry, Outbox
+from service.rpc import Calls, Context, stream, unary
+from service.telemetry import Metrics
+from service.validation import Violation, violations
+
+SERVICE_NAME = "pointillist_destination.v1.EventService"
+BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
+TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
+IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
+END_OF_STREAM: object = grpc.aio.EOF
+
+Message: TypeAlias = event_pb2.Track | event_pb2.Identify
+Request = TypeVar("Request", event_service_pb2.TrackRequest, event_service_pb2.IdentifyRequest)
+
+
+class EventService:
+    """The handlers of EventService."""
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        mapping: Callable[[], Mapping],
+        deliveries: Deliveries,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        """Make the service.
+
+        Args:
+            outbox: where accepted events go.
+            mapping: gives the mapping in force.
+            deliveries: tells of deliveries to those who wait for them.
+            metrics: what it counts in.
+            clock: its time.
+        """
+        self._outbox = outbox
+        self._mapping = mapping
+        self._deliveries = deliveries
+        self._metrics = metrics
+        self._clock = clock
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Take nothing new: streams answer what they have read and end."""
+        self._draining.set()
+
+    # -- one event
+
+    async def track(self, request: bytes, context: Context) -> bytes:
+        """Take one track message."""
+        parsed = _parse(event_service_pb2.TrackRequest, request)
+        message = parsed.track if parsed.HasField("track") else None
+        receipt = await self._take("track", message, parsed.options, context)
+        return event_service_pb2.TrackResponse(receipt=receipt).SerializeToString()
+
+    async def identify(self, request: bytes, context: Context) -> bytes:
+        """Take one identify message."""
+        parsed = _parse(event_service_pb2.IdentifyRequest, request)
+        message = parsed.identify if parsed.HasField("identify") else None
+        receipt = await self._take("identify", message, parsed.options, context)
+        return event_service_pb2.IdentifyResponse(receipt=receipt).SerializeToString()
+
+    async def _take(
+        self, name: str, message: Message | None, options: event_service_pb2.SendOptions, context: Context
+    ) -> event_service_pb2.Receipt:
+        found = []
+        if options.validate_only and options.wait_for_delivery:
+            found.append(Violation("options.wait_for_delivery", "goes without validate_only, which keeps nothing"))
+        if message is None:
+            found.append(Violation(name, "is not set"))
+            raise self._rejected(found)
+        payload = serialise(message)
+        found += violations(message, payload)
+        if found:
+            raise self._rejected(found)
+        if not message.message_id and not options.validate_only:
+            message.message_id = new_message_id()
+            payload = serialise(message)
+        receipt = event_service_pb2.Receipt(message_id=message.message_id)
+        accepted_at = self._now()
+        if options.include_record:
+            receipt.record.CopyFrom(self._mapping().record(event_pb2.Event.FromString(payload), accepted_at))
+        if not is_sent(message.integrations):
+            self._metrics.events["filtered"].inc()
+            receipt.outcome = event_service_pb2.OUTCOME_FILTERED
+        elif options.validate_only:
+            self._metrics.events["validated"].inc()
+            receipt.outcome = event_service_pb2.OUTCOME_VALIDATED
+        elif options.wait_for_delivery:
+            receipt.outcome = await self._deliver(Entry(message.message_id, payload, accepted_at), context)
+        else:
+            receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at))
+        return receipt
+
+    async def _accept(self, entry: Entry) -> event_service_pb2.Outcome.ValueType:
+        if self._draining.is_set():
+            raise faults.shutting_down()
+        try:
+            [is_new] = await self._outbox.put([entry])
+        except OutboxFullError as error:
+            raise faults.outbox_full(error) from error
+        self._metrics.events["accepted" if is_new else "duplicate"].inc()
+        return event_service_pb2.OUTCOME_ACCEPTED if is_new else event_service_pb2.OUTCOME_DUPLICATE
+
+    async def _deliver(self, entry: Entry, context: Context) -> event_service_pb2.Outcome.ValueType:
+        """Accept an event and wait until it is settled for good."""
+        with self._deliveries.expect(entry.message_id) as delivered:
+            outcome = await self._accept(entry)
+            if outcome == event_service_pb2.OUTCOME_DUPLICATE:
+                return outcome
+            draining = asyncio.ensure_future(self._draining.wait())
+            try:
+                either: set[asyncio.Future[Any]] = {delivered, draining}
+                done, _ = await asyncio.wait(
+                    either, timeout=context.time_remaining(), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                draining.cancel()
+            if not done:
+                raise faults.deadline_passed(entry.message_id)
+            if not delivered.done():
+                raise faults.shutting_down(
+                    "the server is shutting down; the event is on disk and will be delivered after its restart"
+                )
+            if (refusal := delivered.result()) is not None:
+                raise faults.refused_by_pointillist(entry.message_id, refusal)
+            return event_service_pb2.OUTCOME_DELIVERED
+
+    # -- a stream of batches
+
+    async def batch_send(self, _: object, context: Context) -> None:
+        """Take batches. One task reads ahead; answers are written in the order of the requests."""
+        answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(BATCHES_AHEAD)
+        reader = asyncio.create_task(self._read(context, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                await context.write(await answer)
+            await reader
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                if (unanswered := answers.get_nowait()) is not None:
+                    unanswered.cancel()
+
+    async def _read(self, context: Context, answers: "asyncio.Queue[asyncio.Future[bytes] | None]") -> None:
+        """Read until the caller ends, or the server does; while there is no room, read nothing."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            while True:
+                if not await _or(draining, self._outbox.has_room()):
+                    raise faults.shutting_down()
+                read = asyncio.ensure_future(context.read())
+                await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if not read.done():
+                    read.cancel()
+                    raise faults.shutting_down()
+                request = read.result()
+                if request is END_OF_STREAM:
+                    return
+                try:
+                    frame = read_batch(request)
+                except DecodeError as error:
+                    raise faults.unparsable("BatchSendRequest") from error
+                await answers.put(asyncio.ensure_future(self._take_batch(frame, draining)))
+        finally:
+            draining.cancel()
+            await answers.put(None)
+
+    async def _take_batch(self, frame: BatchFrame, draining: "asyncio.Future[Any]") -> bytes:
+        """Judge each event of a batch by itself, store the good ones together, and answer."""
+        response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
+        entries: list[Entry] = []
+        accepted_at = self._now()
+        for index, payload in enumerate(frame.events):
+            try:
+                entry = _entry(payload, accepted_at)
+            except _RejectedError as rejected:
+                response.rejections.add(index=index, message_id=rejected.message_id, status=rejected.status)
+                continue
+            if entry is None:
+                response.filtered += 1
+            else:
+                entries.append(entry)
+        if entries:
+            stored = await self._put(entries, draining)
+            response.accepted = sum(stored)
+            response.duplicates = len(stored) - response.accepted
+        self._metrics.count_events(
+            accepted=response.accepted,
+            duplicate=response.duplicates,
+            filtered=response.filtered,
+            rejected=len(response.rejections),
+        )
+        return response.SerializeToString()
+
+    async def _put(self, entries: Sequence[Entry], draining: "asyncio.Future[Any]") -> list[bool]:
+        """Store events; a batch that was read waits for room, and does not fail for want of it."""
+        while True:
+            try:
+                return await self._outbox.put(entries)
+            except OutboxFullError as error:
+                if not await _or(draining, asyncio.sleep(min(error.retry_after, 0.1))):
+                    raise faults.shutting_down() from error
+                if not await _or(draining, self._outbox.has_room()):
+                    raise faults.shutting_down() from error
+
+    def _rejected(self, found: list[Violation]) -> Fault:
+        self._metrics.events["rejected"].inc()
+        return faults.invalid(found)
+
+    def _now(self) -> int:
+        return round(self._clock.wall() * 1000)
+
+
+class _RejectedError(Exception):
+    """An event of a batch is refused."""
+
+    def __init__(self, message_id: str, status: status_pb2.Status) -> None:
+        super().__init__(message_id)
+        self.message_id = message_id
+        self.status = status
+
+
+def _entry(payload: bytes, accepted_at: int) -> Entry | None:
+    """An event of a batch as it goes into the outbox; None where the integrations object keeps it from Pointillist.
+
+    Raises:
+        _RejectedError: with the status that a unary call would have ended with.
+    """
+    try:
+        event = event_pb2.Event.FromString(payload)
+    except DecodeError as error:
+        raise _RejectedError("", faults.unparsable("Event").status) from error
+    message: Message
+    if event.HasField("track"):
+        message = event.track
+    elif event.HasField("identify"):
+        message = event.identify
+    else:
+        nothing = [Violation("type", "is not set; an event is either an identify or a track")]
+        raise _RejectedError("", faults.invalid(nothing).status)
+    message_id = message.message_id
+    if found := violations(message, payload):
+        raise _RejectedError(message_id, faults.invalid(found).status)
+    if not is_sent(message.integrations):
+        return None
+    if not message_id:
+        message_id = message.message_id = new_message_id()
+        payload = event.SerializeToString()
+    return Entry(message_id, payload, accepted_at)
+
+
+def serialise(message: Message) -> bytes:
+    """The bytes of the Event that holds a message, without a copy of the message into one."""
+    body = message.SerializeToString()
+    length = len(body)
+    key = TRACK_KEY if isinstance(message, event_pb2.Track) else IDENTIFY_KEY
+    while length > 0x7F:
+        key += bytes((length & 0x7F | 0x80,))
+        length >>= 7
+    return key + bytes((length,)) + body
+
+
+def _parse(message_class: type[Request], request: bytes) -> Request:
+    try:
+        return message_class.FromString(request)
+    except DecodeError as error:
+        raise faults.unparsable(message_class.DESCRIPTOR.name) from error
+
+
+async def _or(stop: "asyncio.Future[Any]", awaitable: Awaitable[object]) -> bool:
+    """Await something unless `stop` comes first; returns whether it was awaited to its end."""
+    if stop.done():
+        return False
+    task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        return False
+    await task
+    return True
+
+
+def handlers(service: EventService, calls: Calls) -> grpc.GenericRpcHandler:
+    """The service's methods as gRPC knows them."""
+    return grpc.method_handlers_generic_handler(
+        SERVICE_NAME,
+        {
+            "Track": grpc.unary_unary_rpc_method_handler(unary(calls, service.track)),
+            "Identify": grpc.unary_unary_rpc_method_handler(unary(calls, service.identify)),
+            "BatchSend": grpc.stream_stream_rpc_method_handler(stream(calls, service.batch_send)),
+        },
+    )

@@ -1,0 +1,109 @@
+"""The errors that callers get: a gRPC code, words, and details that a program can read.
+
+`ErrorInfo` is in every one, `BadRequest` where fields are at fault, `RetryInfo` wherever trying again makes sense.
+"""
+
+from collections.abc import Iterable
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from service.errors import OutboxFullError
+from service.outbox.base import Refusal
+from service.validation import Violation
+
+DOMAIN = "pointillist-destination"
+SHUTDOWN_RETRY_DELAY = 1.0  # seconds; by then a load balancer has found another replica, or this one is back
+
+
+class Fault(Exception):  # noqa: N818  # it is not an error of this service but an answer to a caller
+    """An answer other than OK.
+
+    Args:
+        code: a code of google.rpc.Code.
+        reason: the ErrorInfo's reason, in UPPER_SNAKE_CASE.
+        message: words for people.
+        details: further details.
+        metadata: of the ErrorInfo.
+        retry_after: seconds until trying again makes sense; None where it does not.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: Iterable[Message] = (),
+        metadata: dict[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.status = status_pb2.Status(code=code, message=message)
+        for detail in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {}), *details):
+            self.status.details.add().Pack(detail)
+        if retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(self.retry_after_ms)
+            self.status.details.add().Pack(retry)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """Milliseconds until trying again makes sense; 0 where it does not."""
+        return round((self.retry_after or 0) * 1000)
+
+
+def invalid(violations: list[Violation]) -> Fault:
+    """INVALID_ARGUMENT for faults of the request's fields, all of them at once."""
+    bad_request = error_details_pb2.BadRequest()
+    for field, description in violations:
+        bad_request.field_violations.add(field=field, description=description)
+    message = "; ".join(f"{field} {description}" if field else description for field, description in violations)
+    return Fault(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+
+
+def unparsable(type_name: str) -> Fault:
+    """INVALID_ARGUMENT for bytes that are not the message they should be."""
+    description = (
+        f"the bytes are not a {type_name}: they are cut off, hold text that is not UTF-8, or nest deeper than"
+        " protobuf reads"
+    )
+    bad_request = error_details_pb2.BadRequest()
+    bad_request.field_violations.add(field="", description=description)
+    return Fault(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
+
+
+def outbox_full(error: OutboxFullError) -> Fault:
+    """UNAVAILABLE while there is no room."""
+    return Fault(code_pb2.UNAVAILABLE, "OUTBOX_FULL", f"not accepted: {error}", retry_after=error.retry_after)
+
+
+def shutting_down(message: str = "the server is shutting down") -> Fault:
+    """UNAVAILABLE because the server ends."""
+    return Fault(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=SHUTDOWN_RETRY_DELAY)
+
+
+def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:
+    """FAILED_PRECONDITION because Pointillist will never take the event."""
+    return Fault(
+        code_pb2.FAILED_PRECONDITION,
+        "REFUSED_BY_POINTILLIST",
+        f"Pointillist refused the event ({refusal.reason}): {refusal.detail}; it is a dead letter now",
+        metadata={"message_id": message_id, "reason": refusal.reason, "status": str(refusal.status or "")},
+    )
+
+
+def deadline_passed(message_id: str) -> Fault:
+    """DEADLINE_EXCEEDED because the event was not delivered before the caller's deadline."""
+    return Fault(
+        code_pb2.DEADLINE_EXCEEDED,
+        "NOT_DELIVERED_YET",
+        "the event is on disk and will be delivered, but was not before the deadline",
+        metadata={"message_id": message_id},
+    )
+
+
+def unforeseen() -> Fault:
+    """INTERNAL for a fault of ours; its traceback is in the log."""
+    return Fault(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")

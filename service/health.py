@@ -1,0 +1,73 @@
+"""gRPC health: four names, each with a truth of its own.
+
+    "" and EventService   SERVING while new events can be accepted
+    liveness              SERVING while the process works
+    delivery              SERVING while the relay is getting through to Pointillist
+
+An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from service.event_service import SERVICE_NAME
+
+INTERVAL = 0.2  # seconds between looks at what the names depend on
+READINESS = ("", SERVICE_NAME)
+LIVENESS = "liveness"
+DELIVERY = "delivery"
+
+log = structlog.get_logger()
+
+
+class Health:
+    """The health of one server."""
+
+    def __init__(self, *, is_ready: Callable[[], bool], is_getting_through: Callable[[], bool]) -> None:
+        """Make it NOT_SERVING but for `liveness`.
+
+        Args:
+            is_ready: whether new events can be accepted.
+            is_getting_through: whether the relay is getting through to Pointillist.
+        """
+        self._is_ready = is_ready
+        self._is_getting_through = is_getting_through
+        self._servicer = HealthServicer()
+        self._draining = False
+        self._shown: dict[str, bool] = {}
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it on a server."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def run(self) -> None:
+        """Keep the names true until cancelled."""
+        await self._show(LIVENESS, serving=True)
+        while True:
+            await self.look()
+            await asyncio.sleep(INTERVAL)
+
+    async def look(self) -> None:
+        """Make the names true now."""
+        for name in READINESS:
+            await self._show(name, serving=not self._draining and self._is_ready())
+        await self._show(DELIVERY, serving=self._is_getting_through())
+
+    async def drain(self) -> None:
+        """Turn readiness off for good: the server is about to stop."""
+        self._draining = True
+        await self.look()
+
+    async def _show(self, name: str, *, serving: bool) -> None:
+        if self._shown.get(name) == serving:
+            return
+        if name in self._shown and name:
+            log.info("health changed", name=name, serving=serving)
+        self._shown[name] = serving
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._servicer.set(name, status)

@@ -1,0 +1,18 @@
+"""Making a message_id for an event that came without one."""
+
+import os
+import time
+import uuid
+
+
+def new_message_id() -> str:
+    """A UUID of version 7 as RFC 9562 section 5.7 lays it out: 48 bits of Unix milliseconds, then random bits.
+
+    Ids that rise with time keep the index of the duplicate window compact.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10))
+    value = (milliseconds & (1 << 48) - 1) << 80 | random
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(3 << 62) | 2 << 62
+    return str(uuid.UUID(int=value))

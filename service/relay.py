@@ -1,0 +1,240 @@
+"""The way out: take > map > send > ack | nak | term.
+
+As many lanes run as the flow allows. A lane takes one event after another from a small window that is refilled from
+the outbox; it is a task while there is something to send, and nothing waits in it: an event that must be tried again
+goes back into the outbox with its time, and holds no task, no connection and no memory.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from pointillist_destination.v1 import event_pb2
+from service.answer import Answer
+from service.clock import Clock, Timer
+from service.deliveries import Deliveries
+from service.flow import Cause, Flow, State
+from service.mapping import Mapping
+from service.outbox.base import Outbox, Refusal, Stored
+from service.pointillist import Pointillist
+from service.retry import RetryDecision, Verdict, decide
+from service.telemetry import Metrics
+
+WINDOW_MOST = 512  # events held in memory, waiting for a lane
+MAPPING_FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """The relay of one process."""
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        mapping: Callable[[], Mapping],
+        pointillist: Pointillist,
+        flow: Flow,
+        deliveries: Deliveries,
+        metrics: Metrics,
+        clock: Clock,
+        random: Callable[[], float],
+        max_age: float,
+        retry_max_delay: float,
+        dead_letters_most: int,
+    ) -> None:
+        """Make a relay; `run` makes it work.
+
+        Args:
+            outbox: what it empties.
+            mapping: gives the mapping in force.
+            pointillist: where it sends.
+            flow: how much it may have in flight.
+            deliveries: who wants to hear of a delivery.
+            metrics: what it counts in.
+            clock: its time.
+            random: uniform in [0, 1), for jitter.
+            max_age: seconds after which a failing event becomes a dead letter.
+            retry_max_delay: seconds between two tries, at most.
+            dead_letters_most: how many dead letters there may be before it pauses.
+        """
+        self._outbox = outbox
+        self._mapping = mapping
+        self._pointillist = pointillist
+        self._flow = flow
+        self._deliveries = deliveries
+        self._metrics = metrics
+        self._clock = clock
+        self._random = random
+        self._max_age = max_age
+        self._retry_max_delay = retry_max_delay
+        self._dead_letters_most = dead_letters_most
+        self._window: deque[Stored] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._may_have_more = True  # whether a fetch may find something
+        self._due_at: float | None = None  # steady seconds at which an event that was put back is due
+        self._due_known = False
+        self._stopping = False
+        outbox.subscribe(self.look)
+
+    @property
+    def in_flight(self) -> int:
+        """How many events are being sent."""
+        return len(self._lanes)
+
+    def look(self) -> None:
+        """Something may be there to be fetched, or may be sent that could not be before."""
+        self._may_have_more = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Relay until `stop`."""
+        while not self._stopping:
+            self._wake.clear()
+            self._check_dead_letters()
+            await self._refill()
+            self._open_lanes()
+            await self._sleep(await self._next_change())
+
+    async def stop(self, grace: float) -> None:
+        """Send nothing new; let what is in flight end for `grace` seconds, then leave it to the next start."""
+        self._stopping = True
+        self._wake.set()
+        if self._lanes:
+            _, pending = await asyncio.wait(self._lanes, timeout=grace)
+            for lane in pending:
+                lane.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    # -- taking
+
+    async def _refill(self) -> None:
+        """Fill the window from the outbox, as far as the flow allows."""
+        now = self._clock.steady()
+        limit = self._flow.limit(now)
+        if limit == 0:
+            return
+        is_probing = self._flow.state is State.PROBING
+        wanted = (1 if is_probing else min(2 * limit, WINDOW_MOST)) - len(self._window)
+        if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._lanes):
+            return
+        self._may_have_more = False
+        events = await self._outbox.fetch(wanted, early=is_probing)
+        self._window.extend(events)
+        if len(events) == wanted:
+            self._may_have_more = True
+
+    async def _next_change(self) -> float | None:
+        """Seconds until time alone changes what may be sent; None where it does not."""
+        now = self._clock.steady()
+        opens_at = self._flow.opens_at(now)
+        if opens_at is not None:
+            return opens_at - now
+        if self._may_have_more or self._window or self._flow.state is not State.FLOWING:
+            return None
+        if not self._due_known:
+            self._due_known = True
+            due = await self._outbox.next_due()
+            self._due_at = None if due is None else now + due
+        return None if self._due_at is None else self._due_at - now
+
+    async def _sleep(self, seconds: float | None) -> None:
+        timer: Timer | None = None
+        if seconds is not None and not self._wake.is_set():
+            timer = self._clock.call_later(max(seconds, 0.001), self._on_time)
+        await self._wake.wait()
+        if timer is not None:
+            timer.cancel()
+
+    def _on_time(self) -> None:
+        self._due_known = False
+        self.look()
+
+    # -- sending
+
+    def _open_lanes(self) -> None:
+        room = self._flow.limit(self._clock.steady()) - len(self._lanes)
+        for _ in range(min(room, len(self._window))):
+            lane = asyncio.create_task(self._run_lane())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._close_lane)
+
+    def _close_lane(self, lane: asyncio.Task[None]) -> None:
+        self._lanes.discard(lane)
+        if self._window or self._may_have_more or self._flow.state is not State.FLOWING or not self._due_known:
+            self._wake.set()
+
+    async def _run_lane(self) -> None:
+        """Send one event after another while the flow allows as many lanes as there are."""
+        window = self._window
+        while window and not self._stopping:
+            limit = self._flow.limit(self._clock.steady())
+            if len(self._lanes) > limit:
+                return
+            stored = window.popleft()
+            if len(window) < limit and self._may_have_more:
+                self._wake.set()
+            await self._deliver(stored)
+
+    async def _deliver(self, stored: Stored) -> None:
+        try:
+            event = event_pb2.Event.FromString(stored.payload)
+            body = self._mapping().encode(event, stored.accepted_at)
+        except Exception:
+            log.exception("mapping failed; the event is kept and tried again", message_id=stored.message_id)
+            self._nak(stored, MAPPING_FAULT_DELAY)
+            return
+        sent_at = self._clock.steady()
+        answer = await self._pointillist.post(body, stored.message_id)
+        now = self._clock.steady()
+        decision = decide(answer, stored.attempts + 1, max_delay=self._retry_max_delay, random=self._random)
+        self._metrics.count_delivery(decision.reason, now - sent_at)
+        verdict = self._flow.answered(
+            decision,
+            sent_at=sent_at,
+            now=now,
+            in_flight=len(self._lanes),
+            retry_after=min(answer.retry_after or 0.0, self._retry_max_delay),
+        )
+        self._settle(stored, answer, decision, verdict, now)
+
+    # -- settling
+
+    def _settle(self, stored: Stored, answer: Answer, decision: RetryDecision, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.ACK:
+            self._outbox.ack(stored)
+            self._deliveries.settled(stored.message_id, None)
+            return
+        if verdict is Verdict.TERM and self._has_room_for_dead_letter():
+            self._term(stored, Refusal(decision.reason, answer.status, answer.body_start or answer.detail))
+            return
+        is_setup = decision.verdict is not Verdict.NAK and self._flow.state is not State.FLOWING
+        if not is_setup and now - stored.queued_at / 1000 > self._max_age and self._has_room_for_dead_letter():
+            detail = answer.detail or answer.body_start
+            self._term(stored, Refusal("max_age", answer.status, f"{decision.reason}: {detail}"))
+            return
+        self._nak(stored, 0.0 if is_setup else decision.delay)
+
+    def _nak(self, stored: Stored, delay: float) -> None:
+        self._due_known = False
+        self._outbox.nak(stored, delay)
+
+    def _term(self, stored: Stored, refusal: Refusal) -> None:
+        self._outbox.term(stored, refusal)
+        self._check_dead_letters()
+        self._metrics.count_dead_letter(refusal.reason)
+        self._deliveries.settled(stored.message_id, refusal)
+
+    def _has_room_for_dead_letter(self) -> bool:
+        return self._outbox.stats().dead_letters < self._dead_letters_most
+
+    def _check_dead_letters(self) -> None:
+        """Pause while there is no room for dead letters, rather than drop one."""
+        if not self._has_room_for_dead_letter():
+            self._flow.pause(Cause.DEAD_LETTERS_FULL)
+        else:
+            self._flow.unpause(self._clock.steady())
