@@ -9,9 +9,11 @@ from collections.abc import Callable
 import structlog
 import uvloop
 
+from service import dead_letter_service, event_service
 from service.clock import SystemClock
+from service.dead_letter_service import DeadLetterService
 from service.deliveries import Deliveries
-from service.event_service import SERVICE_NAME, EventService, handlers
+from service.event_service import EventService
 from service.flow import Flow, State
 from service.health import Health
 from service.mapping import Mapping
@@ -102,7 +104,13 @@ class App:
             )
             health = Health(is_ready=lambda: outbox.full() is None, is_getting_through=lambda: flow.is_getting_through)
             calls = Calls()
-            server = make_server([handlers(service, calls)], [SERVICE_NAME], health, reflect=settings.reflection)
+            dead_letters = DeadLetterService(outbox=outbox, mapping=lambda: self._mapping)
+            server = make_server(
+                [event_service.handlers(service, calls), dead_letter_service.handlers(dead_letters, calls)],
+                [event_service.SERVICE_NAME, dead_letter_service.SERVICE_NAME],
+                health,
+                reflect=settings.reflection,
+            )
             stack.push_async_callback(server.stop, LAST_ANSWERS_GRACE)
             self.grpc_listen = listen(server, "POINTILLIST_GRPC_LISTEN", settings.grpc_listen)
             metrics_server = start_metrics_server(settings.metrics_listen, metrics)

@@ -7,7 +7,7 @@ Requests arrive as bytes, so that what does not parse gets an answer of ours and
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,7 +24,7 @@ from service.integrations import is_sent
 from service.mapping import Mapping
 from service.message_id import new_message_id
 from service.outbox.base import Entry, Outbox
-from service.rpc import Calls, Context, stream, unary
+from service.rpc import Calls, Context, parse, stream, unary
 from service.telemetry import Metrics
 from service.validation import Violation, violations
 
@@ -35,7 +35,6 @@ IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
 END_OF_STREAM: object = grpc.aio.EOF
 
 Message: TypeAlias = event_pb2.Track | event_pb2.Identify
-Request = TypeVar("Request", event_service_pb2.TrackRequest, event_service_pb2.IdentifyRequest)
 
 
 class EventService:
@@ -74,14 +73,14 @@ class EventService:
 
     async def track(self, request: bytes, context: Context) -> bytes:
         """Take one track message."""
-        parsed = _parse(event_service_pb2.TrackRequest, request)
+        parsed = parse(event_service_pb2.TrackRequest, request)
         message = parsed.track if parsed.HasField("track") else None
         receipt = await self._take("track", message, parsed.options, context)
         return event_service_pb2.TrackResponse(receipt=receipt).SerializeToString()
 
     async def identify(self, request: bytes, context: Context) -> bytes:
         """Take one identify message."""
-        parsed = _parse(event_service_pb2.IdentifyRequest, request)
+        parsed = parse(event_service_pb2.IdentifyRequest, request)
         message = parsed.identify if parsed.HasField("identify") else None
         receipt = await self._take("identify", message, parsed.options, context)
         return event_service_pb2.IdentifyResponse(receipt=receipt).SerializeToString()
@@ -285,13 +284,6 @@ def serialise(message: Message) -> bytes:
         key += bytes((length & 0x7F | 0x80,))
         length >>= 7
     return key + bytes((length,)) + body
-
-
-def _parse(message_class: type[Request], request: bytes) -> Request:
-    try:
-        return message_class.FromString(request)
-    except DecodeError as error:
-        raise faults.unparsable(message_class.DESCRIPTOR.name) from error
 
 
 async def _or(stop: "asyncio.Future[Any]", awaitable: Awaitable[object]) -> bool:

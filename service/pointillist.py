@@ -32,8 +32,8 @@ class Pointillist(Protocol):
     async def post(self, body: bytes, message_id: str) -> Answer:
         """POST one record and say what came of it; raises nothing but CancelledError.
 
-        A complete 2xx header is a success, whatever becomes of its body. A POST that is cancelled may still arrive: it is
-        given up, not called back.
+        A complete 2xx header is a success, whatever becomes of its body. A POST that is cancelled may still arrive: it
+        is given up, not called back.
 
         Args:
             body: the record's JSON.

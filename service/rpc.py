@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError, Message
 
-from service.faults import Fault, unforeseen
+from service.faults import Fault, unforeseen, unparsable
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+Request = TypeVar("Request", bound=Message)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 log = structlog.get_logger()
@@ -74,6 +76,18 @@ def stream(
             await _abort_unforeseen(context, error)
 
     return handle
+
+
+def parse(message_class: type[Request], request: bytes) -> Request:
+    """Parse a request.
+
+    Raises:
+        Fault: INVALID_ARGUMENT, where gRPC itself would answer INTERNAL or UNKNOWN.
+    """
+    try:
+        return message_class.FromString(request)
+    except DecodeError as error:
+        raise unparsable(message_class.DESCRIPTOR.name) from error
 
 
 async def abort(context: Context, fault: Fault) -> None:

@@ -63,7 +63,7 @@ def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes)
         found.append(Violation(name, f"is an event of {len(serialised)} bytes; {EVENT_SIZE_MOST} are allowed"))
     for field in ("timestamp", "original_timestamp", "sent_at", "received_at"):
         if message.HasField(field):
-            found += _timestamp_violations(f"{name}.{field}", getattr(message, field))
+            found += timestamp_violations(f"{name}.{field}", getattr(message, field))
     if _may_have_bad_values(serialised):
         found += _walk(name, message)
     return found
@@ -80,7 +80,8 @@ def _may_have_bad_values(serialised: bytes) -> bool:
     return levels >= DEPTH_MOST - 1 and len(_LEVEL.findall(serialised)) >= DEPTH_MOST - 1
 
 
-def _timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]:
+def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]:
+    """What makes a Timestamp one that google.protobuf.Timestamp does not allow."""
     if not SECONDS_LEAST <= timestamp.seconds <= SECONDS_MOST:
         yield Violation(f"{path}.seconds", f"is {timestamp.seconds}, which is not within the years 0001 to 9999")
     if not 0 <= timestamp.nanos <= NANOS_MOST:

@@ -1,4 +1,4 @@
--- The SQLite outbox, schema version 1. Times are milliseconds since the epoch.
+-- The SQLite outbox, schema version 2. Times are milliseconds since the epoch.
 
 -- Events that wait to be delivered. due_at is NULL until the first nak.
 CREATE TABLE event (

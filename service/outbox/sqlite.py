@@ -167,19 +167,28 @@ class SqliteOutbox:
         return await self._read(lambda: self._file.list_dead_letters(which, after, limit))
 
     async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
-        """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places."""
+        """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places.
+
+        Raises:
+            OutboxFullError: there is no room for waiting events.
+        """
+        self._refuse_when_full()
         now = self._now()
         return await self._repeat(
-            lambda change: self._file.replay_dead_letters(which, now, DEAD_LETTER_CHUNK, change),
+            lambda newest, change: self._file.replay_dead_letters(which, newest, now, DEAD_LETTER_CHUNK, change)
         )
 
     async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
         """See Outbox.delete_dead_letters."""
-        return await self._repeat(lambda change: self._file.delete_dead_letters(which, DEAD_LETTER_CHUNK, change))
+        return await self._repeat(
+            lambda newest, change: self._file.delete_dead_letters(which, newest, DEAD_LETTER_CHUNK, change)
+        )
 
-    async def _repeat(self, some: Callable[[Counts], int]) -> int:
+    async def _repeat(self, some: Callable[[int, Counts], int]) -> int:
+        """Work through the dead letters that there are now; such as come while it lasts are not meant."""
+        newest = await self._read(self._file.newest_dead_letter)
         total = 0
-        while count := await self._call(some):
+        while count := await self._call(lambda change: some(newest, change)):
             total += count
         return total
 

@@ -21,6 +21,7 @@ from service.outbox.sqlite_open import open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
+NEWEST = 2**63 - 1  # above every id
 PRUNE_LEAST = 256  # ids pruned from the window in one transaction, at least
 
 
@@ -268,21 +269,27 @@ class SqliteFile:
 
     # -- dead letters
 
-    def list_dead_letters(self, which: DeadLetterFilter, after: int, limit: int) -> list[DeadLetter]:
-        """Up to `limit` dead letters with an id above `after`, by rising id."""
+    def newest_dead_letter(self) -> int:
+        """The highest id of a dead letter; 0 where there is none."""
+        return int(self._one("SELECT max(id) FROM dead_letter")[0] or 0)
+
+    def list_dead_letters(
+        self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
+    ) -> list[DeadLetter]:
+        """Up to `limit` dead letters with an id above `after` and up to `newest`, by rising id."""
         where, parameters = _where(which)
         rows = self._connection.execute(
-            f"SELECT {DEAD_LETTER} FROM dead_letter WHERE id > ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608
-            (after, *parameters, limit),
+            f"SELECT {DEAD_LETTER} FROM dead_letter WHERE id > ? AND id <= ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608
+            (after, newest, *parameters, limit),
         )
         return [
             DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), attempts, first, last)
             for id_, message_id, payload, accepted_at, reason, status, detail, attempts, first, last in rows
         ]
 
-    def replay_dead_letters(self, which: DeadLetterFilter, now: int, limit: int, change: Counts) -> int:
+    def replay_dead_letters(self, which: DeadLetterFilter, newest: int, now: int, limit: int, change: Counts) -> int:
         """Move up to `limit` dead letters to the end of the queue. Within a transaction."""
-        letters = self.list_dead_letters(which, 0, limit)
+        letters = self.list_dead_letters(which, 0, limit, newest)
         for letter in letters:
             self._connection.execute(
                 "INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES (?, ?, ?, ?, ?)",
@@ -295,12 +302,13 @@ class SqliteFile:
         change.dead_letters -= len(letters)
         return len(letters)
 
-    def delete_dead_letters(self, which: DeadLetterFilter, limit: int, change: Counts) -> int:
+    def delete_dead_letters(self, which: DeadLetterFilter, newest: int, limit: int, change: Counts) -> int:
         """Delete up to `limit` dead letters. Within a transaction."""
         where, parameters = _where(which)
         count = self._connection.execute(
-            f"DELETE FROM dead_letter WHERE id IN (SELECT id FROM dead_letter WHERE {where} ORDER BY id LIMIT ?)",  # noqa: S608
-            (*parameters, limit),
+            "DELETE FROM dead_letter WHERE id IN"
+            f" (SELECT id FROM dead_letter WHERE id <= ? AND {where} ORDER BY id LIMIT ?)",
+            (newest, *parameters, limit),
         ).rowcount
         change.dead_letters -= count
         return count

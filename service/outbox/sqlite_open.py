@@ -9,7 +9,8 @@ from pathlib import Path
 from service.errors import OutboxUnusableError
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_VERSION = 1  # from which schema_N.sql leads to version N, step by step
 CACHE_SIZE = 16  # MiB of pages
 CHECKPOINT_PAGES = 4000  # 16 MiB of log; fewer checkpoints write a hot page fewer times
 
@@ -63,8 +64,7 @@ def open_database(path: Path) -> sqlite3.Connection:
             "temp_store = MEMORY",
         ):
             connection.execute(f"PRAGMA {pragma}")
-        if _pragma(connection, "user_version") == 0:
-            _create(connection)
+        _migrate(connection)
     except sqlite3.Error as error:
         connection.close()
         message = (
@@ -95,11 +95,23 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise OutboxUnusableError(message)
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    schema = importlib.resources.files("service.outbox").joinpath("schema.sql").read_text()
-    connection.executescript(
-        f"BEGIN; {schema} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-    )
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema to this version, in one transaction: all of it or nothing."""
+    version = _pragma(connection, "user_version")
+    if version == SCHEMA_VERSION:
+        return
+    steps = range(max(version, OLDEST_VERSION) + 1, SCHEMA_VERSION + 1)
+    names = ["schema.sql"] if version == 0 else [f"schema_{step}.sql" for step in steps]
+    folder = importlib.resources.files("service.outbox")
+    scripts = " ".join(folder.joinpath(name).read_text() for name in names)
+    try:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {scripts} PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+    except sqlite3.Error:
+        connection.rollback()
+        raise
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

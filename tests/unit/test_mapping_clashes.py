@@ -127,3 +127,11 @@ def test_two_rows_of_one_value_keep_both() -> None:
     mapping = '[[identify]]\nfrom = "traits"\nto = "labels"\n[[identify]]\nfrom = "traits.plan"\nto = "labels"\n'
 
     assert texts({"identify": {"traits": {"plan": "p"}}}, mapping)[0] == {"plan": "p", "plan_2": "p"}
+
+
+def test_two_rows_of_one_part_of_the_context_keep_both() -> None:
+    row = '[[track]]\nfrom = "context.device"\nto = "labels"\n'
+
+    labels, _ = texts({"track": {"context": {"device": {"type": "ios"}}}}, row + row)
+
+    assert labels == {"type": "ios", "type_2": "ios"}

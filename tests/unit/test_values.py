@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from service.values import Scalar, array_text, number_text, scalar_text, value_text
 
+# minus zero is written as zero, so that it would not read back as itself
 JSON = st.recursive(
     st.none()
     | st.booleans()
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
     | st.text(st.characters(codec="utf-8")),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
