@@ -78,6 +78,22 @@ def open_database(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """Open the file for a look, beside a server that has it open.
+
+    Raises:
+        OutboxUnusableError: not ours, damaged, of a newer version, or not to be opened.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        _check(connection, path)
+        if _pragma(connection, "user_version") != SCHEMA_VERSION:
+            raise OutboxUnusableError(f"outbox {path}: of an earlier version; the next start of serve brings it up")
+    except sqlite3.Error as error:
+        raise OutboxUnusableError(f"outbox {path}: {error}; it is damaged, or not an outbox") from error
+    return connection
+
+
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database that is not ours or from the future; a new, empty one is fine."""
     application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")

@@ -1,0 +1,163 @@
+"""What is wrong with a set-up, and what to do about it: the checks behind `pointillist-destination doctor`.
+
+It looks only: the outbox is opened read-only, beside a running server or without one, and Pointillist is asked
+something only with `probe`.
+"""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from service.errors import PointillistDestinationError
+from service.mapping_file import load_mapping
+from service.outbox.sqlite_look import Look, look
+from service.settings import Settings
+from service.units import format_duration, format_size
+
+OLD_EVENT = 3600.0  # seconds; an event that waits longer than that deserves a look
+NAME_TIMEOUT = 5.0  # seconds
+
+
+class Grade(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    grade: Grade
+    text: str
+    advice: str = ""
+    """What to do; empty where there is nothing to do."""
+
+
+def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> Iterator[Finding]:
+    """Run every check; each yields one finding or more.
+
+    Args:
+        settings: as `serve` would use them.
+        probe: asks Pointillist one harmless question; None where nobody asked for it.
+    """
+    yield Finding("settings", Grade.OK, "can be used")
+    yield _token(settings)
+    yield _mapping(settings)
+    yield _address(settings)
+    yield _disk(settings)
+    yield from _outbox(settings)
+    if probe is not None:
+        yield probe()
+
+
+def _token(settings: Settings) -> Finding:
+    try:
+        settings.require_token()
+    except PointillistDestinationError as error:
+        return Finding("token", Grade.ERROR, str(error), "without it serve does not start")
+    return Finding("token", Grade.OK, "is set")
+
+
+def _mapping(settings: Settings) -> Finding:
+    try:
+        load_mapping(settings.mapping_file)
+    except PointillistDestinationError as error:
+        return Finding("mapping", Grade.ERROR, str(error), "mend the file, or unset POINTILLIST_MAPPING_FILE")
+    return Finding("mapping", Grade.OK, str(settings.mapping_file or "the built-in one"))
+
+
+def _address(settings: Settings) -> Finding:
+    parts = urlsplit(settings.api_url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if settings.api_proxy is not None:
+        return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can tell more")
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        advice = "check POINTILLIST_API_URL and this machine's DNS; until then everything waits in the outbox"
+        return Finding("address", Grade.ERROR, f"{host} cannot be resolved: {error.strerror}", advice)
+    try:
+        socket.create_connection((host, port), NAME_TIMEOUT).close()
+    except OSError as error:
+        advice = "check POINTILLIST_API_URL, the firewall and the proxy; until then everything waits in the outbox"
+        return Finding("address", Grade.ERROR, f"{host}:{port} does not answer: {error}", advice)
+    return Finding("address", Grade.OK, f"{host}:{port} answers ({len(addresses)} addresses)")
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.outbox_path.absolute().parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(
+            "disk", Grade.ERROR, f"{folder}: {error.strerror}", "make the folder, or set POINTILLIST_OUTBOX_URL"
+        )
+    floor, size = settings.disk_free_floor, settings.outbox_max_bytes
+    text = f"{format_size(free)} free at {folder}"
+    if free < floor:
+        advice = f"new events are refused below POINTILLIST_DISK_FREE_FLOOR ({format_size(floor)}); make room"
+        return Finding("disk", Grade.ERROR, text, advice)
+    if free < floor + size:
+        advice = (
+            f"the outbox may grow to POINTILLIST_OUTBOX_MAX_BYTES ({format_size(size)}), which does not fit above"
+            f" POINTILLIST_DISK_FREE_FLOOR ({format_size(floor)}); a long outage will stop intake early"
+        )
+        return Finding("disk", Grade.WARNING, text, advice)
+    return Finding("disk", Grade.OK, text)
+
+
+def _outbox(settings: Settings) -> Iterator[Finding]:
+    path = settings.outbox_path
+    if not path.exists():
+        yield Finding("outbox", Grade.OK, f"{path} is not there yet; serve makes it")
+        return
+    try:
+        found = look(path)
+    except PointillistDestinationError as error:
+        advice = "serve leaves such a file as it is; move it away with its -wal file, and try sqlite3's .recover on it"
+        yield Finding("outbox", Grade.ERROR, str(error), advice)
+        return
+    if found.problems:
+        advice = "stop the server, copy the file away with its -wal file, and try sqlite3's .recover on the copy"
+        yield Finding("integrity", Grade.ERROR, "; ".join(found.problems), advice)
+    else:
+        yield Finding("integrity", Grade.OK, "the database is sound")
+    yield _backlog(found, settings)
+    if found.oldest is not None:
+        yield _age(*found.oldest)
+    yield _dead_letters(found, settings.dead_letter_max_events)
+
+
+def _backlog(found: Look, settings: Settings) -> Finding:
+    most = settings.outbox_max_events
+    text = f"{found.events} events wait, {format_size(found.bytes)}"
+    if found.bytes >= settings.outbox_max_bytes or (most is not None and found.events >= most):
+        return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
+    return Finding("backlog", Grade.OK, text)
+
+
+def _age(accepted_at: int, attempts: int) -> Finding:
+    age = max(0.0, time.time() - accepted_at / 1000)
+    text = f"the oldest event waits since {format_duration(round(age))}, after {attempts} attempts"
+    if age > OLD_EVENT:
+        advice = "is the server running? Its log says what Pointillist answers"
+        return Finding("age", Grade.WARNING, text, advice)
+    return Finding("age", Grade.OK, text)
+
+
+def _dead_letters(found: Look, most: int) -> Finding:
+    if not found.dead_letters:
+        return Finding("dead letters", Grade.OK, "none")
+    text = f"{found.dead_letters}: " + ", ".join(f"{reason} ({number})" for reason, number in found.reasons)
+    advice = "see pointillist-destination dead-letters list; mend what they say, then dead-letters replay"
+    if found.dead_letters >= most:
+        return Finding("dead letters", Grade.ERROR, text, "the relay is paused until there is room: " + advice)
+    return Finding("dead letters", Grade.WARNING, text, advice)
