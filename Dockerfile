@@ -1,0 +1,28 @@
+FROM python:3.13-slim-bookworm AS build
+WORKDIR /build
+COPY requirements.lock pyproject.toml README.md ./
+COPY service service
+COPY generated generated
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --constraint requirements.lock .
+
+FROM python:3.13-slim-bookworm
+LABEL org.opencontainers.image.title="pointillist-destination" \
+      org.opencontainers.image.description="Segment events in over gRPC, Pointillist records out over HTTP"
+RUN groupadd --gid 10001 pointillist \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin pointillist \
+    && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/pointillist-destination
+COPY --from=build /opt/venv /opt/venv
+ENV PATH="/opt/venv/bin:$PATH" \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    POINTILLIST_GRPC_LISTEN=0.0.0.0:50051 \
+    POINTILLIST_METRICS_LISTEN=0.0.0.0:9464 \
+    POINTILLIST_OUTBOX_URL=sqlite:////var/lib/pointillist-destination/outbox.db
+USER 10001:10001
+VOLUME /var/lib/pointillist-destination
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-m", "service.probe"]
+ENTRYPOINT ["pointillist-destination"]
+CMD ["serve"]
