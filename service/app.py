@@ -16,8 +16,7 @@ from service.deliveries import Deliveries
 from service.event_service import EventService
 from service.flow import Flow, State
 from service.health import Health
-from service.mapping import Mapping
-from service.mapping_file import load_mapping
+from service.mapping_source import MappingSource
 from service.outbox.room import Bounds
 from service.outbox.sqlite import SqliteOutbox
 from service.pointillist import connect
@@ -45,8 +44,9 @@ class App:
         """
         self._settings = settings
         self._token: TokenSource = settings.require_token()
-        self._mapping: Mapping = load_mapping(settings.mapping_file)
+        self._mapping = MappingSource(settings.mapping_file)
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
         self.grpc_listen: Listen | None = None
         """Where events are taken in, once it serves."""
 
@@ -87,7 +87,7 @@ class App:
             flow = Flow(settings.max_concurrency, random.random, lambda flow: _tell(flow, metrics))
             relay = Relay(
                 outbox=outbox,
-                mapping=lambda: self._mapping,
+                mapping=self._mapping.current,
                 pointillist=pointillist,
                 flow=flow,
                 deliveries=deliveries,
@@ -100,11 +100,11 @@ class App:
             )
             _observe(metrics, outbox, relay, flow, clock)
             service = EventService(
-                outbox=outbox, mapping=lambda: self._mapping, deliveries=deliveries, metrics=metrics, clock=clock
+                outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(is_ready=lambda: outbox.full() is None, is_getting_through=lambda: flow.is_getting_through)
             calls = Calls()
-            dead_letters = DeadLetterService(outbox=outbox, mapping=lambda: self._mapping)
+            dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
             server = make_server(
                 [event_service.handlers(service, calls), dead_letter_service.handlers(dead_letters, calls)],
                 [event_service.SERVICE_NAME, dead_letter_service.SERVICE_NAME],
@@ -123,7 +123,7 @@ class App:
                 log.info("health is served alone", address=str(health_listen))
 
             relaying = asyncio.create_task(relay.run())
-            watching = [asyncio.create_task(health.run()), asyncio.create_task(self._reload(flow, relay))]
+            watching = [asyncio.create_task(health.run()), asyncio.create_task(self._reload(flow, relay, metrics))]
             await health.look()
             await server.start()
             log.info("serving", address=str(self.grpc_listen), metrics=str(metrics_server.listen or "off"))
@@ -150,19 +150,38 @@ class App:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), self._settings.shutdown_delay)
 
-    async def _reload(self, flow: Flow, relay: Relay) -> None:
-        """Take up a token that changed."""
-        problem = None
+    def reload(self) -> None:
+        """Read the files again now that settings name: the token and the mapping."""
+        self._hangup.set()
+
+    async def _reload(self, flow: Flow, relay: Relay, metrics: Metrics) -> None:
+        """Take up a token and a mapping that changed, and such as an operator asks for."""
         while True:
-            await asyncio.sleep(RELOAD_INTERVAL)
-            if self._token.reload():
-                log.info("the API token changed")
-                flow.probe_now()
-                relay.look()
-            if self._token.problem != problem:
-                problem = self._token.problem
-                if problem:
-                    log.warning("the API token could not be reread", problem=problem)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hangup.wait(), RELOAD_INTERVAL)
+            is_asked = self._hangup.is_set()
+            self._hangup.clear()
+            self._reload_token(flow, relay, is_asked=is_asked)
+            if is_asked or self._mapping.has_changed():
+                taken_up = self._mapping.reload()
+                metrics.mapping_reloads["taken_up" if taken_up else "refused"].inc()
+                if taken_up:
+                    log.info("the mapping was read again")
+                    flow.probe_now()
+                    relay.look()
+                else:
+                    log.error("the mapping file is refused; the old mapping stays in force", why=self._mapping.problem)
+
+    def _reload_token(self, flow: Flow, relay: Relay, *, is_asked: bool) -> None:
+        problem = self._token.problem
+        changed = self._token.reload()
+        if changed:
+            log.info("the API token changed")
+        if changed or is_asked:
+            flow.probe_now()
+            relay.look()
+        if self._token.problem and self._token.problem != problem:
+            log.warning("the API token could not be read again", why=self._token.problem)
 
 
 def _tell(flow: Flow, metrics: Metrics) -> None:
@@ -191,13 +210,14 @@ def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, c
 
 
 def serve(settings: Settings, started: Callable[[App], None] = lambda _: None) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the token and the mapping again."""
 
     async def run() -> None:
         app = App(settings)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop)
+        loop.add_signal_handler(signal.SIGHUP, app.reload)
         await app.run(started)
 
     uvloop.run(run())

@@ -23,7 +23,7 @@ def main() -> int:
     request = health_pb2.HealthCheckRequest(service=sys.argv[1] if len(sys.argv) > 1 else "liveness")
     with grpc.insecure_channel(target) as channel:
         try:
-            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status
+            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status  # type: ignore[attr-defined]
         except grpc.RpcError as error:
             sys.stderr.write(f"{target}: {error}\n")
             return 1

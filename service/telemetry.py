@@ -28,6 +28,7 @@ AnswerClass = Literal["2xx", "4xx", "429", "5xx", "timeout", "refused", "reset",
 DeadLetterReason = Literal["refused", "max_age"]
 PauseReason = Literal["setup", "refusals", "outage", "dead_letters_full"]
 RelayState = Literal["flowing", "probing", "paused"]
+ReloadOutcome = Literal["taken_up", "refused"]
 
 _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_args(AnswerClass)}
 
@@ -139,6 +140,12 @@ class Metrics:
         self.in_flight = self._gauge("in_flight", "POSTs that wait for an answer.")
         self.pauses: dict[PauseReason, Counter] = self._counters(
             "pauses_total", "Times the relay left off flowing, by why.", "reason", PauseReason
+        )
+        self.mapping_reloads: dict[ReloadOutcome, Counter] = self._counters(
+            "mapping_reloads_total",
+            "Times the mapping file was read again, by what came of it.",
+            "outcome",
+            ReloadOutcome,
         )
         self.relay_state = Enum(
             "pointillist_destination_relay_state",

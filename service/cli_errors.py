@@ -1,0 +1,49 @@
+"""What the commands run into besides service.errors, and how a command that failed ends.
+
+    0  all is well
+    1  it ran, but not everything was taken: events were refused, or a delivery is missing
+    2  it could not run: a setting, a file, an address, the outbox or the server is at fault
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from service.errors import MappingFileError, OutboxUnusableError, PointillistDestinationError, SettingsError
+
+NAME = "pointillist-destination"
+
+NOT_EVERYTHING = 1  # exit code
+COULD_NOT_RUN = 2  # exit code
+INTERRUPTED = 130  # exit code: 128 and the number of SIGINT, as shells have it
+
+
+class UnreadableFileError(PointillistDestinationError):
+    """A file that a command was given cannot be read."""
+
+
+class SendingError(PointillistDestinationError):
+    """Events cannot be sent to a server, or its answers do not come any more."""
+
+
+_COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command and exit; what it foresaw becomes lines on standard error, without a traceback.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        command()
+    except PointillistDestinationError as error:
+        for line in str(error).splitlines():
+            print(f"{NAME}: {line}", file=sys.stderr)  # noqa: T201  a command talks to its terminal
+        sys.exit(COULD_NOT_RUN if isinstance(error, _COULD_NOT_RUN) else NOT_EVERYTHING)
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does. What is still buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

@@ -1,0 +1,117 @@
+"""A file of Segment JSON lines, read lazily: what became of each message, and where in the file it stands."""
+
+import contextlib
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Self
+
+from service.cli_errors import UnreadableFileError
+from service.errors import SegmentJsonError
+from service.segment_json import Imported, Refused, Result, Skipped, import_line
+
+STANDARD_INPUT = "-"
+LONGEST_LINE = 16 * 1024 * 1024  # bytes; a batch body of Segment's API has 500 KB at most
+
+__all__ = ["Imported", "Message", "Refused", "SegmentFile", "Skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the file, and what the importer made of it."""
+
+    line: int
+    """The number of its line, counted from one."""
+
+    item: int | None
+    """Its index in the batch body that the line is; None where the line is the message."""
+
+    result: Result
+
+    @property
+    def place(self) -> str:
+        """Where it stands, such as `line 12` or `line 16, batch[1]`."""
+        return f"line {self.line}" if self.item is None else f"line {self.line}, batch[{self.item}]"
+
+
+class SegmentFile:
+    """Gives the messages of a file one after the other, and counts what cannot be sent; a context manager.
+
+    It holds one line at a time. `skipped` counts messages by type, `ignored` names the top-level keys without a place
+    in the contract, in the order in which they were first seen; `position` is how many bytes were read, `size` how
+    many there are, or None where nobody knows, as of a pipe.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open the file.
+
+        Args:
+            path: the file; `-` for standard input.
+
+        Raises:
+            UnreadableFileError: it cannot be opened.
+        """
+        self.path = path
+        self.position = 0
+        self.skipped: Counter[str] = Counter()
+        self.ignored: dict[str, None] = {}
+        with self._translated():
+            self._file: BinaryIO = sys.stdin.buffer if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115, PTH123  closed on exit; and Path("") would be "."
+            status = os.fstat(self._file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[Message]:
+        """Import line after line.
+
+        Raises:
+            UnreadableFileError: reading fails halfway.
+        """
+        number = 0
+        while line := self._read():
+            number += 1
+            if len(line) > LONGEST_LINE:
+                self._skip_rest_of_line(line)
+                reason = f"has more than {LONGEST_LINE // 1024**2} MiB; one message, or one batch body, is right"
+                yield Message(number, None, Refused((SegmentJsonError("", reason),)))
+                continue
+            results = import_line(line)
+            for index, result in enumerate(results):
+                if isinstance(result, Skipped):
+                    self.skipped[result.type] += 1
+                elif isinstance(result, Imported):
+                    self.ignored.update(dict.fromkeys(result.ignored))
+                yield Message(number, index if len(results) > 1 else None, result)
+
+    @property
+    def ignored_line(self) -> str | None:
+        """What to tell at the end about keys without a place; None where there were none."""
+        return f"ignored: {', '.join(self.ignored)} (no place for them in the contract)" if self.ignored else None
+
+    def _read(self) -> bytes:
+        with self._translated():
+            line = self._file.readline(LONGEST_LINE + 1)
+        self.position += len(line)
+        return line
+
+    def _skip_rest_of_line(self, start: bytes) -> None:
+        while start and not start.endswith(b"\n"):
+            start = self._read()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        name = "standard input" if self.path == STANDARD_INPUT else repr(self.path)
+        try:
+            yield
+        except OSError as error:
+            raise UnreadableFileError(f"{name} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a NUL in the path, or a standard input that was closed
+            raise UnreadableFileError(f"{name} cannot be read: {error}") from error
