@@ -199,6 +199,9 @@ def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, c
     metrics.outbox_events.set_function(lambda: outbox.stats().events)
     metrics.outbox_bytes.set_function(lambda: outbox.stats().bytes)
     metrics.dead_letters.set_function(lambda: outbox.stats().dead_letters)
+    metrics.outbox_commits.set_function(lambda: outbox.commits)
+    metrics.outbox_committed_events.set_function(lambda: outbox.committed_events)
+    metrics.duplicate_evictions.set_function(lambda: outbox.evictions)
     metrics.concurrency_limit.set_function(lambda: flow.target)
     metrics.in_flight.set_function(lambda: relay.in_flight)
 

@@ -29,6 +29,12 @@ class SendingError(PointillistDestinationError):
 _COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError)
 
 
+def say(line: str) -> None:
+    """Write a line to standard error."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 def run(command: Callable[[], object]) -> None:
     """Run a command and exit; what it foresaw becomes lines on standard error, without a traceback.
 
@@ -39,7 +45,7 @@ def run(command: Callable[[], object]) -> None:
         command()
     except PointillistDestinationError as error:
         for line in str(error).splitlines():
-            print(f"{NAME}: {line}", file=sys.stderr)  # noqa: T201  a command talks to its terminal
+            say(f"{NAME}: {line}")
         sys.exit(COULD_NOT_RUN if isinstance(error, _COULD_NOT_RUN) else NOT_EVERYTHING)
     except BrokenPipeError:
         # The reader has gone, as `| head` does. What is still buffered must not fail again when Python exits.

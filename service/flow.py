@@ -73,6 +73,7 @@ class Flow:
         self._held_until = float("-inf")
         self._probe_at = float("-inf")
         self._probes = 0
+        self._probing_since = float("-inf")
         self._failures = 0
         self._acks = 0
         self._last_ack_at = float("-inf")
@@ -127,13 +128,13 @@ class Flow:
                 self._count(sent_at, now, in_flight, overload=False)
                 return Verdict.ACK
             case Verdict.TERM:
-                return self._refused(now)
+                return self._refused(sent_at, now)
             case Verdict.SETUP:
                 if self._last_ack_at < sent_at:  # else others pass, and it is this event that is refused
-                    self._failed(decision.reason, now, retry_after, most=1, cause=Cause.SETUP)
+                    self._failed(decision.reason, sent_at, now, retry_after, most=1, cause=Cause.SETUP)
             case Verdict.NAK:
                 self._count(sent_at, now, in_flight, overload=decision.overload, at_once=decision.slow_down)
-                self._failed(decision.reason, now, retry_after, most=FAILURES_MOST, cause=Cause.OUTAGE)
+                self._failed(decision.reason, sent_at, now, retry_after, most=FAILURES_MOST, cause=Cause.OUTAGE)
         return Verdict.NAK
 
     def pause(self, cause: Cause) -> None:
@@ -160,29 +161,30 @@ class Flow:
         if self.state is State.PROBING:
             self._resume(now)
 
-    def _failed(self, reason: str, now: float, retry_after: float, *, most: int, cause: Cause) -> None:
+    def _failed(
+        self, reason: str, sent_at: float, now: float, retry_after: float, *, most: int, cause: Cause
+    ) -> None:
         self._failures += 1
         if self.state is State.PROBING:
-            self._schedule_probe(now, retry_after)
+            self._probe_failed(sent_at, now, retry_after)
         elif self.state is State.FLOWING and self._failures >= most:
             self._probe(cause, now, reason)
 
-    def _refused(self, now: float) -> Verdict:
+    def _refused(self, sent_at: float, now: float) -> Verdict:
         """A refusal for good. On a first day it is the set-up that is wrong, and a hundred victims are enough."""
         if self.state is State.PROBING and self.cause is Cause.REFUSALS:
-            self._schedule_probe(now, 0.0)
+            self._probe_failed(sent_at, now, 0.0)
             return Verdict.NAK
         if self._acks == 0:
-            if self._refusals >= REFUSALS_MOST:
-                return Verdict.NAK
             self._refusals += 1
-            if self._refusals >= REFUSALS_MOST and self.state is not State.PAUSED:
-                self._probe(Cause.REFUSALS, now)
-                return Verdict.TERM
+            if self._refusals >= REFUSALS_MOST:
+                if self.state is not State.PAUSED:
+                    self._probe(Cause.REFUSALS, now)
+                return Verdict.TERM if self._refusals == REFUSALS_MOST else Verdict.NAK
         self._failures = 0  # Pointillist is there, and reads what it is sent
         if self.state is State.PROBING:
             if self.cause is Cause.SETUP:
-                self._schedule_probe(now, 0.0)
+                self._probe_failed(sent_at, now, 0.0)
             else:
                 self._resume(now)
         return Verdict.TERM
@@ -190,8 +192,14 @@ class Flow:
     def _probe(self, cause: Cause, now: float, answer: str = "") -> None:
         self._slow_start_until = max(1.0, self._limit / 2)
         self._probes = 0
+        self._probing_since = now
         self._schedule_probe(now, 0.0)
         self._change(State.PROBING, cause, answer)
+
+    def _probe_failed(self, sent_at: float, now: float, retry_after: float) -> None:
+        """Wait longer for the next probe; what was in flight before the probing began is no probe."""
+        if sent_at >= self._probing_since:
+            self._schedule_probe(now, retry_after)
 
     def _schedule_probe(self, now: float, retry_after: float) -> None:
         delay = min(PROBE_DELAY * 2.0 ** min(self._probes, 10), PROBE_DELAY_MOST)

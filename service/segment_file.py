@@ -1,6 +1,7 @@
 """A file of Segment JSON lines, read lazily: what became of each message, and where in the file it stands."""
 
 import contextlib
+import json
 import os
 import stat
 import sys
@@ -13,10 +14,10 @@ from service.cli_errors import UnreadableFileError
 from service.errors import SegmentJsonError
 from service.segment_json import Imported, Refused, Result, Skipped, import_line
 
+__all__ = ["Imported", "Message", "Refused", "SegmentFile", "Skipped", "on_one_line"]
+
 STANDARD_INPUT = "-"
 LONGEST_LINE = 16 * 1024 * 1024  # bytes; a batch body of Segment's API has 500 KB at most
-
-__all__ = ["Imported", "Message", "Refused", "SegmentFile", "Skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class SegmentFile:
     @property
     def ignored_line(self) -> str | None:
         """What to tell at the end about keys without a place; None where there were none."""
-        return f"ignored: {', '.join(self.ignored)} (no place for them in the contract)" if self.ignored else None
+        names = ", ".join(on_one_line(name) for name in self.ignored)
+        return f"ignored: {names} (no place for them in the contract)" if names else None
 
     def _read(self) -> bytes:
         with self._translated():
@@ -115,3 +117,8 @@ class SegmentFile:
             raise UnreadableFileError(f"{name} cannot be read: {error.strerror}") from error
         except ValueError as error:  # a NUL in the path, or a standard input that was closed
             raise UnreadableFileError(f"{name} cannot be read: {error}") from error
+
+
+def on_one_line(text: str) -> str:
+    """Give a name from the file as it is, or in quotes and escaped where it would not stay on one line."""
+    return text if text.isprintable() else json.dumps(text)

@@ -11,13 +11,16 @@ import socket
 import socketserver
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, TextIO, get_args
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
 from structlog.types import EventDict, Processor, WrappedLogger
 
 from service.errors import SettingsError
@@ -93,6 +96,28 @@ def _render_json(_logger: WrappedLogger, _method: str, fields: EventDict) -> str
         return json.dumps(fields, default=repr, skipkeys=True)
 
 
+class FollowedCounter(Collector):
+    """A counter that somebody else counts: when Prometheus reads it, it asks a function."""
+
+    def __init__(self, name: str, text: str) -> None:
+        """Make it, at zero.
+
+        Args:
+            name: its name, without `_total`.
+            text: what it counts.
+        """
+        self._name, self._text = name, text
+        self._function: Callable[[], float] = lambda: 0
+
+    def set_function(self, function: Callable[[], float]) -> None:
+        """Ask this function from now on; what it returns never falls."""
+        self._function = function
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Answer the registry."""
+        yield CounterMetricFamily(self._name, self._text, self._function())
+
+
 class Metrics:
     """All metrics of one server, in a registry of their own, so that a test can have as many servers as it likes.
 
@@ -122,12 +147,12 @@ class Metrics:
         self.outbox_oldest_age = self._gauge(
             "outbox_oldest_age_seconds", "Age of the oldest event that is not settled; 0 when there is none."
         )
-        self.outbox_commits = self._counter("outbox_commits_total", "Commits of the outbox, each with one fsync.")
-        self.outbox_committed_events = self._counter(
-            "outbox_committed_events_total", "Events that those commits put on disk."
+        self.outbox_commits = self._followed("outbox_commits", "Commits of the outbox, each with one fsync.")
+        self.outbox_committed_events = self._followed(
+            "outbox_committed_events", "Events that those commits put on disk."
         )
-        self.duplicate_evictions = self._counter(
-            "duplicate_evictions_total", "Message ids forgotten before the duplicate window was over, for lack of room."
+        self.duplicate_evictions = self._followed(
+            "duplicate_evictions", "Message ids forgotten before the duplicate window was over, for lack of room."
         )
         self.dead_letters = self._gauge("dead_letters", "Dead letters that are kept.")
         # Not dead_letters_total: OpenMetrics gives a counter and a gauge one namespace, without the suffix.
@@ -169,8 +194,10 @@ class Metrics:
             if count:
                 self.events[outcome].inc(count)  # type: ignore[index]  # the keyword is an EventOutcome
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"pointillist_destination_{name}", text, registry=self.registry)
+    def _followed(self, name: str, text: str) -> "FollowedCounter":
+        counter = FollowedCounter(f"pointillist_destination_{name}", text)
+        self.registry.register(counter)
+        return counter
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"pointillist_destination_{name}", text, registry=self.registry)

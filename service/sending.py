@@ -1,0 +1,264 @@
+"""Sending a file of Segment messages through BatchSend, as any caller of the service can.
+
+Several batches are under way at once, and no more: when the server stops reading, so does this. A stream that breaks is
+opened again and goes on from the first batch that was not answered. Each event has its message_id before it is sent,
+so that one that is sent again is a duplicate to the server and not a second event.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
+from service.cli_errors import SendingError
+from service.message_id import new_message_id
+from service.segment_file import Imported, Refused, SegmentFile
+
+BATCHES_UNDER_WAY = 8  # sent and not answered; enough to keep the server's disk busy
+BATCH_BYTES_MOST = 2 * 1024 * 1024  # bytes of one request; the server takes twice as many
+REJECTIONS_KEPT = 20  # beyond them only the count remembers
+CONNECT_PATIENCE = 5.0  # seconds to reach the server for the first time
+RESUME_PATIENCE = 30.0  # seconds without a stream, since the last answer, until it is given up
+RESUME_DELAY = 0.2  # seconds before a broken stream is opened again, where the server does not say
+
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 20_000),  # finds a server that is gone without a word
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One message that was not taken, by this side or by the server."""
+
+    place: str
+    """Where it stands in the file, such as `line 12`."""
+
+    message_id: str
+    """Its message_id; empty where it was refused before it had one."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        """Write it on one line."""
+        return f"{self.place}: {self.message_id}: {self.reason}" if self.message_id else f"{self.place}: {self.reason}"
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of the messages of a file so far."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+    """The first of those rejected."""
+
+    sent_again: int = 0
+    """Events that were sent a second time, because the stream broke before they were answered."""
+
+    answered_bytes: int = 0
+    """How much of the file is answered."""
+
+    @property
+    def answered(self) -> int:
+        """How many events the server has answered, or this side refused."""
+        return self.accepted + self.duplicates + self.filtered + self.rejected
+
+    def reject(self, rejection: Rejection) -> None:
+        """Count a message that was not taken."""
+        self.rejected += 1
+        if len(self.rejections) < REJECTIONS_KEPT:
+            self.rejections.append(rejection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    request: event_service_pb2.BatchSendRequest
+    places: list[str]
+    """Of each event."""
+    end: int
+    """How many bytes of the file were read when it was full."""
+
+
+async def send(
+    file: SegmentFile, target: str, batch_size: int, progress: Callable[[Summary], None] = lambda _: None
+) -> Summary:
+    """Send all that a file holds.
+
+    Args:
+        file: the file; what its lines are skipped for is counted there.
+        target: `HOST:PORT` of the server.
+        batch_size: events in one request, at most.
+        progress: called after each answer.
+
+    Raises:
+        SendingError: the server cannot be reached, or not any more, or does not want the stream.
+        UnreadableFileError: reading the file fails halfway.
+    """
+    async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+        return await _Sending(channel, file, target, batch_size, progress).run()
+
+
+class _Sending:
+    """One file on its way through one channel, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        file: SegmentFile,
+        target: str,
+        batch_size: int,
+        progress: Callable[[Summary], None],
+    ) -> None:
+        self._channel = channel
+        self._target = target
+        self._progress = progress
+        self._summary = Summary()
+        self._batches = _batches(file, batch_size, self._summary)
+        self._unanswered: deque[_Batch] = deque()
+        self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
+        self._patience = CONNECT_PATIENCE
+        self._was_reached = False
+
+    async def run(self) -> Summary:
+        while True:
+            await self._connect()
+            try:
+                await self._stream()
+            except grpc.aio.AioRpcError as error:
+                self._patience -= (delay := self._delay_before_next(error))
+                if self._patience <= 0:
+                    raise self._broken(error) from error
+                await asyncio.sleep(delay)
+                self._summary.sent_again += sum(len(batch.places) for batch in self._unanswered)
+            else:
+                return self._summary
+
+    async def _connect(self) -> None:
+        """Wait until the server is there, as long as patience lasts."""
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), self._patience)
+        except TimeoutError as error:
+            if self._was_reached:
+                raise SendingError(
+                    f"{self._target}: the server went away and did not come back within {RESUME_PATIENCE:.0f} s;"
+                    f" {self._so_far()}"
+                ) from error
+            raise SendingError(
+                f"{self._target}: no server can be reached there; start one with `pointillist-destination serve`,"
+                " or name another with --target HOST:PORT"
+            ) from error
+        self._patience -= time.monotonic() - began
+        if not self._was_reached:
+            self._was_reached, self._patience = True, RESUME_PATIENCE
+
+    async def _stream(self) -> None:
+        """Open a stream, and send and read until all is answered; raises AioRpcError where it breaks."""
+        call = event_service_pb2_grpc.EventServiceStub(self._channel).BatchSend(self._requests())
+        try:
+            async for answer in call:
+                self._take(answer)
+        finally:
+            call.cancel()
+        if self._unanswered:
+            raise SendingError(f"{self._target}: the server ended the stream before its last answer; {self._so_far()}")
+
+    async def _requests(self) -> AsyncIterator[event_service_pb2.BatchSendRequest]:
+        """Give what was not answered again, then what comes next; waits while enough is under way."""
+        for batch in tuple(self._unanswered):
+            yield batch.request
+        while True:
+            await self._room.acquire()
+            batch_or_end = next(self._batches, None)
+            if batch_or_end is None:
+                self._room.release()
+                return
+            self._unanswered.append(batch_or_end)
+            yield batch_or_end.request
+
+    def _take(self, answer: event_service_pb2.BatchSendResponse) -> None:
+        """Count an answer; the server gives them in the order of the requests."""
+        batch = self._unanswered[0] if self._unanswered else None
+        if batch is None or batch.request.sequence != answer.sequence:
+            raise SendingError(f"{self._target}: the server answered batch {answer.sequence} out of turn")
+        self._unanswered.popleft()
+        self._room.release()
+        self._patience = RESUME_PATIENCE
+        summary = self._summary
+        summary.accepted += answer.accepted
+        summary.duplicates += answer.duplicates
+        summary.filtered += answer.filtered
+        for rejection in answer.rejections:
+            summary.reject(Rejection(batch.places[rejection.index], rejection.message_id, rejection.status.message))
+        summary.answered_bytes = batch.end
+        self._progress(summary)
+
+    def _delay_before_next(self, error: grpc.aio.AioRpcError) -> float:
+        """Seconds to wait before the stream is opened again.
+
+        Raises:
+            SendingError: trying again makes no sense.
+        """
+        delay = _pushback(error)
+        if delay is None and error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise self._broken(error) from error
+        return RESUME_DELAY if delay is None else delay
+
+    def _broken(self, error: grpc.aio.AioRpcError) -> SendingError:
+        words = " ".join((error.details() or "").split())
+        return SendingError(f"{self._target}: the stream broke: {error.code().name}: {words}; {self._so_far()}")
+
+    def _so_far(self) -> str:
+        return f"{self._summary.accepted} events were accepted until then"
+
+
+def _batches(file: SegmentFile, batch_size: int, summary: Summary) -> Iterator[_Batch]:
+    """Put a file's messages into batches as they are asked for; what is refused goes into the summary at once."""
+    sequence = size = 0
+    request, places = event_service_pb2.BatchSendRequest(sequence=sequence), list[str]()
+    for message in file:
+        if isinstance(message.result, Refused):
+            reason = "; ".join(str(error) for error in message.result.errors)
+            summary.reject(Rejection(message.place, "", reason))
+        if not isinstance(message.result, Imported):
+            continue
+        event = message.result.event
+        body = event.track if event.HasField("track") else event.identify
+        body.message_id = body.message_id or new_message_id()
+        size += event.ByteSize()
+        request.events.append(event)
+        places.append(message.place)
+        if len(places) >= batch_size or size >= BATCH_BYTES_MOST:
+            yield _Batch(request, places, file.position)
+            sequence, size = sequence + 1, 0
+            request, places = event_service_pb2.BatchSendRequest(sequence=sequence), []
+    if places:
+        yield _Batch(request, places, file.position)
+
+
+def _pushback(error: grpc.aio.AioRpcError) -> float | None:
+    """Seconds after which the server says that trying again makes sense; None where it does not say."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-retry-pushback-ms":
+            with contextlib.suppress(ValueError):
+                return max(0, int(value)) / 1000
+        if key == "grpc-status-details-bin":
+            with contextlib.suppress(DecodeError):
+                for detail in status_pb2.Status.FromString(value).details:
+                    retry = error_details_pb2.RetryInfo()
+                    if detail.Unpack(retry):
+                        return retry.retry_delay.ToTimedelta().total_seconds()
+    return None
