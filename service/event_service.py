@@ -7,6 +7,7 @@ Requests arrive as bytes, so that what does not parse gets an answer of ours and
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,7 +16,8 @@ from google.rpc import status_pb2
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from service import faults
-from service.batch_frame import BatchFrame, read_batch
+from service.batch_frame import read_batch
+from service.budget import ByteBudget
 from service.clock import Clock
 from service.deliveries import Deliveries
 from service.errors import OutboxFullError
@@ -30,6 +32,9 @@ from service.validation import Violation, violations
 
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
+BATCH_BYTES_MOST = 64 * 1024 * 1024  # of batches that were read and not answered yet, over all streams
+STREAM_IDLE_MOST = 600.0  # seconds
+FULL_PAUSE_MOST = 0.1  # seconds before a batch that found no room looks again
 TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
 IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
 END_OF_STREAM: object = grpc.aio.EOF
@@ -64,10 +69,14 @@ class EventService:
         self._metrics = metrics
         self._clock = clock
         self._draining = asyncio.Event()
+        self._reading: set[asyncio.Future[bytes]] = set()
+        self._budget = ByteBudget(BATCH_BYTES_MOST)
 
     def drain(self) -> None:
         """Take nothing new: streams answer what they have read and end."""
         self._draining.set()
+        for read in self._reading:
+            read.cancel()
 
     # -- one event
 
@@ -169,30 +178,49 @@ class EventService:
 
     async def _read(self, context: Context, answers: "asyncio.Queue[asyncio.Future[bytes] | None]") -> None:
         """Read until the caller ends, or the server does; while there is no room, read nothing."""
-        draining = asyncio.ensure_future(self._draining.wait())
         try:
             while True:
-                if not await _or(draining, self._outbox.has_room()):
-                    raise faults.shutting_down()
-                read = asyncio.ensure_future(context.read())
-                await asyncio.wait({read, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if not read.done():
-                    read.cancel()
-                    raise faults.shutting_down()
-                request = read.result()
+                if self._outbox.full() is not None:
+                    await self._unless_draining(self._outbox.has_room())
+                request = await self._read_request(context)
                 if request is END_OF_STREAM:
                     return
-                try:
-                    frame = read_batch(request)
-                except DecodeError as error:
-                    raise faults.unparsable("BatchSendRequest") from error
-                await answers.put(asyncio.ensure_future(self._take_batch(frame, draining)))
+                if not self._budget.take_now(len(request)):
+                    await self._unless_draining(self._budget.take(len(request)))
+                batch = asyncio.ensure_future(self._take_batch(request))
+                batch.add_done_callback(partial(self._give_back, len(request)))
+                await answers.put(batch)
         finally:
-            draining.cancel()
             await answers.put(None)
 
-    async def _take_batch(self, frame: BatchFrame, draining: "asyncio.Future[Any]") -> bytes:
+    def _give_back(self, size: int, _: "asyncio.Future[bytes]") -> None:
+        self._budget.give_back(size)
+
+    async def _read_request(self, context: Context) -> bytes:
+        """Read one request; a stream on which nothing comes for long is ended."""
+        if self._draining.is_set():
+            raise faults.shutting_down()
+        read: asyncio.Future[bytes] = asyncio.ensure_future(context.read())
+        idle = asyncio.get_running_loop().call_later(STREAM_IDLE_MOST, read.cancel)
+        self._reading.add(read)
+        try:
+            return await read
+        except asyncio.CancelledError:
+            if self._draining.is_set():
+                raise faults.shutting_down() from None
+            if idle.when() <= asyncio.get_running_loop().time():
+                raise faults.idle(STREAM_IDLE_MOST) from None
+            raise
+        finally:
+            idle.cancel()
+            self._reading.discard(read)
+
+    async def _take_batch(self, request: bytes) -> bytes:
         """Judge each event of a batch by itself, store the good ones together, and answer."""
+        try:
+            frame = read_batch(request)
+        except DecodeError as error:
+            raise faults.unparsable("BatchSendRequest") from error
         response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
         entries: list[Entry] = []
         accepted_at = self._now()
@@ -207,7 +235,7 @@ class EventService:
             else:
                 entries.append(entry)
         if entries:
-            stored = await self._put(entries, draining)
+            stored = await self._put(entries)
             response.accepted = sum(stored)
             response.duplicates = len(stored) - response.accepted
         self._metrics.count_events(
@@ -218,16 +246,31 @@ class EventService:
         )
         return response.SerializeToString()
 
-    async def _put(self, entries: Sequence[Entry], draining: "asyncio.Future[Any]") -> list[bool]:
+    async def _put(self, entries: Sequence[Entry]) -> list[bool]:
         """Store events; a batch that was read waits for room, and does not fail for want of it."""
         while True:
             try:
                 return await self._outbox.put(entries)
             except OutboxFullError as error:
-                if not await _or(draining, asyncio.sleep(min(error.retry_after, 0.1))):
-                    raise faults.shutting_down() from error
-                if not await _or(draining, self._outbox.has_room()):
-                    raise faults.shutting_down() from error
+                await self._unless_draining(asyncio.sleep(min(error.retry_after, FULL_PAUSE_MOST)))
+                await self._unless_draining(self._outbox.has_room())
+
+    async def _unless_draining(self, awaitable: Awaitable[object]) -> None:
+        """Await something.
+
+        Raises:
+            Fault: UNAVAILABLE, when the server begins to shut down first.
+        """
+        task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise faults.shutting_down()
+            await task
+        finally:
+            draining.cancel()
+            task.cancel()
 
     def _rejected(self, found: list[Violation]) -> Fault:
         self._metrics.events["rejected"].inc()
@@ -284,19 +327,6 @@ def serialise(message: Message) -> bytes:
         key += bytes((length & 0x7F | 0x80,))
         length >>= 7
     return key + bytes((length,)) + body
-
-
-async def _or(stop: "asyncio.Future[Any]", awaitable: Awaitable[object]) -> bool:
-    """Await something unless `stop` comes first; returns whether it was awaited to its end."""
-    if stop.done():
-        return False
-    task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
-    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
-        return False
-    await task
-    return True
 
 
 def handlers(service: EventService, calls: Calls) -> grpc.GenericRpcHandler:

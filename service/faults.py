@@ -13,6 +13,7 @@ from service.outbox.base import Refusal
 from service.validation import Violation
 
 DOMAIN = "pointillist-destination"
+OVERLOAD_RETRY_DELAY = 0.5  # seconds
 SHUTDOWN_RETRY_DELAY = 1.0  # seconds; by then a load balancer has found another replica, or this one is back
 
 
@@ -82,6 +83,16 @@ def outbox_full(error: OutboxFullError) -> Fault:
 def shutting_down(message: str = "the server is shutting down") -> Fault:
     """UNAVAILABLE because the server ends."""
     return Fault(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=SHUTDOWN_RETRY_DELAY)
+
+
+def idle(seconds: float) -> Fault:
+    """UNAVAILABLE for a stream on which nothing came for long."""
+    return Fault(code_pb2.UNAVAILABLE, "IDLE", f"nothing came for {seconds:.0f} s; open a new stream", retry_after=0.0)
+
+
+def too_many_calls() -> Fault:
+    """UNAVAILABLE while too many calls are being answered."""
+    return Fault(code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", "too many calls at a time", retry_after=OVERLOAD_RETRY_DELAY)
 
 
 def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:

@@ -9,11 +9,13 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from service.faults import Fault, unforeseen, unparsable
+from service.faults import Fault, too_many_calls, unforeseen, unparsable
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+CALLS_MOST = 10_000  # that are answered at a time, over all connections
 
 log = structlog.get_logger()
 
@@ -27,6 +29,8 @@ class Calls:
         self._idle.set()
 
     def __enter__(self) -> None:
+        if self._active >= CALLS_MOST:
+            raise too_many_calls()
         self._active += 1
         self._idle.clear()
 

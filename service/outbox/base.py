@@ -133,6 +133,9 @@ class Outbox(Protocol):
     def stats(self) -> Stats:
         """What is held, as of the last commit."""
 
+    def full(self) -> str | None:
+        """Which bound is reached, in words; None where there is room."""
+
     async def has_room(self) -> None:
         """Return once `put` would not be refused for want of room."""
 
