@@ -47,6 +47,12 @@ def is_always_object(message: Descriptor, path: Path) -> bool:
     return len(path) == 1 or (below is not Struct.DESCRIPTOR and is_always_object(below, path[1:]))
 
 
+def object_field(message: Descriptor, path: Path) -> FieldDescriptor | None:
+    """The field of the contract that is the whole of a path and holds an object; None where there is no such."""
+    field = _field(message, path[0]) if len(path) == 1 else None
+    return None if field is None or _object_type(field) is None else field
+
+
 def finder(message: Descriptor, path: Path, base: Path = ()) -> Finder:
     """What finds the nodes at `path` in messages of this type; `base` is the path of the message itself."""
     field = _field(message, path[0])

@@ -6,7 +6,7 @@ their dicts. The first clash abandons that, and the event is mapped again with t
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -14,13 +14,14 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1.event_pb2 import Context, Identify, Track
-from service.event_path import EXTRA, Finder, Node, Path, finder, is_object, leaves
+from service.event_path import EXTRA, Finder, Node, Path, finder, is_object, leaves, object_field
 from service.mapping_row import LABELS, Row
 from service.values import number_text, scalar_text, value_text
 
 Texts: TypeAlias = dict[str, str]
 """Labels or numbers: name to text."""
 
+OWN_ACTORS = ("userId", "anonymousId")  # that every mapping has
 CONTEXT = "context"
 CONTEXT_TRAITS = ("context", "traits")
 PROPERTIES = ("properties",)
@@ -68,11 +69,20 @@ class _ValueRow:
         self.is_in_context = path[0] == CONTEXT and len(path) > 1
         if self.is_in_context:
             self._find = finder(Context.DESCRIPTOR, path[1:], (CONTEXT,))
+            field = object_field(Context.DESCRIPTOR, path[1:])
         else:
             self._find = finder(message, path)
+            field = object_field(message, path)
         self._prefix = row.prefix
         self._name = _namer(row)
+        self._field = ""
+        self._pour_object: Callable[[Any, str, Texts, Texts], None] = _pour_typed
         self._pour = self._pour_plain if row.is_plain else self._pour_named
+        if row.is_plain and field is not None:
+            self._field = field.name
+            if field.message_type is Struct.DESCRIPTOR:
+                self._pour_object = _pour_struct
+            self._pour = self._pour_whole
 
     def pour(self, holder: Message, labels: Texts, numbers: Texts) -> None:
         """Put what the row takes of an event into labels and numbers; raises _ClashError where a key is taken."""
@@ -90,6 +100,13 @@ class _ValueRow:
     def _pour_named(self, holder: Message, labels: Texts, numbers: Texts) -> None:
         for entry, is_number in self.entries(holder):
             _put(numbers if is_number else labels, entry.name, entry.text)
+
+    def _pour_whole(self, holder: Message, labels: Texts, numbers: Texts) -> None:
+        """The commonest row takes the whole of one field, such as properties, and need not look for it."""
+        if self.is_in_context and holder.HasField(EXTRA):
+            self._pour_plain(holder, labels, numbers)
+        elif holder.HasField(self._field):
+            self._pour_object(getattr(holder, self._field), self._prefix, labels, numbers)
 
     def _pour_plain(self, holder: Message, labels: Texts, numbers: Texts) -> None:
         for path, node in self._find(holder):
@@ -112,22 +129,23 @@ class Plan:
 
     def __init__(self, message: Descriptor, rows: Iterable[Row], actor_class: str) -> None:
         self._value_rows: list[_ValueRow] = []
-        self._actor_rows = [
-            _ActorRow(0, actor_class, name, finder(message, (name,))) for name in ("userId", "anonymousId")
-        ]
+        self._actor_rows = [_ActorRow(0, actor_class, name, finder(message, (name,))) for name in OWN_ACTORS]
         for number, row in enumerate(rows, start=1):
             if row.actor is None:
                 self._value_rows.append(_ValueRow(number, row, message))
             else:
                 self._actor_rows.append(_ActorRow(number, *row.actor, finder(message, tuple(row.source.split(".")))))
+        self._rows_outside_context = [row for row in self._value_rows if not row.is_in_context]
+        self._actor_class = actor_class
 
     def labels_and_numbers(self, message: Identify | Track) -> tuple[Texts, Texts]:
         """The labels and the numbers of an event, in no particular order."""
         labels: Texts = {}
         numbers: Texts = {}
         context = message.context
+        rows = self._value_rows if message.HasField("context") else self._rows_outside_context
         try:
-            for row in self._value_rows:
+            for row in rows:
                 row.pour(context if row.is_in_context else message, labels, numbers)
         except _ClashError:
             label_entries, number_entries = self.entries(message)
@@ -144,10 +162,15 @@ class Plan:
                 (numbers if is_number else labels).append(entry)
         return _without_clashes(labels), _without_clashes(numbers)
 
-    def actors(self, message: Message) -> dict[str, Texts]:
+    def actors(self, message: Identify | Track) -> dict[str, Texts]:
         """The identifiers of an event as class > name > value; a class without any is left out."""
-        actors: dict[str, Texts] = {}
-        for row in self._actor_rows:
+        own = {}
+        if message.user_id:
+            own["userId"] = message.user_id
+        if message.anonymous_id:
+            own["anonymousId"] = message.anonymous_id
+        actors: dict[str, Texts] = {self._actor_class: own} if own else {}
+        for row in self._actor_rows[len(OWN_ACTORS) :]:
             for _, node in row.find(message):
                 if text := _identifier(node):
                     actors.setdefault(row.actor_class, {})[row.name] = text
