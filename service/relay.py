@@ -23,7 +23,7 @@ from service.retry import RetryDecision, Verdict, decide
 from service.telemetry import Metrics
 
 WINDOW_MOST = 512  # events held in memory, waiting for a lane
-MAPPING_FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
+FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
 log = structlog.get_logger()
 
@@ -76,8 +76,6 @@ class Relay:
         self._lanes: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._may_have_more = True  # whether a fetch may find something
-        self._due_at: float | None = None  # steady seconds at which an event that was put back is due
-        self._due_known = False
         self._stopping = False
         outbox.subscribe(self.look)
 
@@ -98,7 +96,7 @@ class Relay:
             self._check_dead_letters()
             await self._refill()
             self._open_lanes()
-            await self._sleep(await self._next_change())
+            await self._sleep(self._next_change())
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; let what is in flight end for `grace` seconds, then leave it to the next start."""
@@ -128,7 +126,7 @@ class Relay:
         if len(events) == wanted:
             self._may_have_more = True
 
-    async def _next_change(self) -> float | None:
+    def _next_change(self) -> float | None:
         """Seconds until time alone changes what may be sent; None where it does not."""
         now = self._clock.steady()
         opens_at = self._flow.opens_at(now)
@@ -136,23 +134,15 @@ class Relay:
             return opens_at - now
         if self._may_have_more or self._window or self._flow.state is not State.FLOWING:
             return None
-        if not self._due_known:
-            self._due_known = True
-            due = await self._outbox.next_due()
-            self._due_at = None if due is None else now + due
-        return None if self._due_at is None else self._due_at - now
+        return self._outbox.next_due()
 
     async def _sleep(self, seconds: float | None) -> None:
         timer: Timer | None = None
         if seconds is not None and not self._wake.is_set():
-            timer = self._clock.call_later(max(seconds, 0.001), self._on_time)
+            timer = self._clock.call_later(max(seconds, 0.001), self.look)
         await self._wake.wait()
         if timer is not None:
             timer.cancel()
-
-    def _on_time(self) -> None:
-        self._due_known = False
-        self.look()
 
     # -- sending
 
@@ -165,8 +155,7 @@ class Relay:
 
     def _close_lane(self, lane: asyncio.Task[None]) -> None:
         self._lanes.discard(lane)
-        if self._window or self._may_have_more or self._flow.state is not State.FLOWING or not self._due_known:
-            self._wake.set()
+        self._wake.set()
 
     async def _run_lane(self) -> None:
         """Send one event after another while the flow allows as many lanes as there are."""
@@ -178,16 +167,15 @@ class Relay:
             stored = window.popleft()
             if len(window) < limit and self._may_have_more:
                 self._wake.set()
-            await self._deliver(stored)
+            try:
+                await self._deliver(stored)
+            except Exception:
+                log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
+                self._outbox.nak(stored, FAULT_DELAY)
 
     async def _deliver(self, stored: Stored) -> None:
-        try:
-            event = event_pb2.Event.FromString(stored.payload)
-            body = self._mapping().encode(event, stored.accepted_at)
-        except Exception:
-            log.exception("mapping failed; the event is kept and tried again", message_id=stored.message_id)
-            self._nak(stored, MAPPING_FAULT_DELAY)
-            return
+        event = event_pb2.Event.FromString(stored.payload)
+        body = self._mapping().encode(event, stored.accepted_at)
         sent_at = self._clock.steady()
         answer = await self._pointillist.post(body, stored.message_id)
         now = self._clock.steady()
@@ -217,11 +205,7 @@ class Relay:
             detail = answer.detail or answer.body_start
             self._term(stored, Refusal("max_age", answer.status, f"{decision.reason}: {detail}"))
             return
-        self._nak(stored, 0.0 if is_setup else decision.delay)
-
-    def _nak(self, stored: Stored, delay: float) -> None:
-        self._due_known = False
-        self._outbox.nak(stored, delay)
+        self._outbox.nak(stored, 0.0 if is_setup else decision.delay)
 
     def _term(self, stored: Stored, refusal: Refusal) -> None:
         self._outbox.term(stored, refusal)

@@ -127,8 +127,8 @@ class Outbox(Protocol):
     def subscribe(self, arrived: Callable[[], None]) -> None:
         """Have `arrived` called, on the event loop, whenever something new may be fetched."""
 
-    async def next_due(self) -> float | None:
-        """Seconds until the next event that is not due yet; None where there is none."""
+    def next_due(self) -> float | None:
+        """Seconds until an event that was put back may be due; None where none was."""
 
     def stats(self) -> Stats:
         """What is held, as of the last commit."""

@@ -11,39 +11,28 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
+
+import structlog
 
 from service.clock import Clock
 from service.errors import OutboxError, OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
 from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, Bounds, Room
-from service.outbox.sqlite_file import Counts, DiskRefusedError, SqliteFile, events_of
+from service.outbox.round import Round
+from service.outbox.sqlite_file import Counts, DiskRefusedError, SqliteFile
+from service.outbox.tail import Tail
 
 Result = TypeVar("Result")
+
+log = structlog.get_logger()
 
 SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
 SETTLE_MOST = 1000  # settlements that do not wait any longer
 STUCK_MOST = 20_000  # settlements that could not be written, above which nothing is fetched
 DEAD_LETTER_CHUNK = 500  # dead letters moved or deleted in one transaction
-
-
-@dataclass(slots=True)
-class _Round:
-    """What one turn of the writer does: settle, put and call in one transaction, then fetch."""
-
-    puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
-    acks: list[Stored] = field(default_factory=list)
-    naks: list[tuple[Stored, int, int, bool]] = field(default_factory=list)
-    terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
-    calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
-    reads: list[tuple[Callable[[], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
-    done: list[tuple["asyncio.Future[Any]", Any]] = field(default_factory=list)
-    stuck: bool = False
-
-    def settlements(self) -> int:
-        return len(self.acks) + len(self.naks) + len(self.terms)
 
 
 class SqliteOutbox:
@@ -80,8 +69,10 @@ class SqliteOutbox:
         self._room = Room(bounds, clock, lambda: disk_free(folder))
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
-        self._next = _Round()
-        self._writing: _Round | None = None
+        self._next = Round()
+        self._writing: Round | None = None
+        self._tail = Tail()
+        self._due_at = -inf  # milliseconds; the store holds no event that is due before
         self._queued_events = 0  # events and bytes put but not committed yet
         self._queued_bytes = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -92,7 +83,7 @@ class SqliteOutbox:
         self._closed = False
         self.commits = 0
         self.committed_events = 0
-        self._rounds: queue.SimpleQueue[_Round | None] = queue.SimpleQueue()
+        self._rounds: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="outbox-writer", daemon=True)
         self._thread.start()
 
@@ -117,11 +108,22 @@ class SqliteOutbox:
         """Lease events. See Outbox.fetch."""
         if self._next.stuck and self._next.settlements() > STUCK_MOST:
             return []
-        if early:
-            return await self._read(lambda: self._file.fetch_early(limit))
         now = self._now()
+        if self._tail.is_whole and now < self._due_at and not early:
+            events = self._tail.take(limit)
+            if events:
+                self._file.cursor = events[-1].id
+            return events
         latest = now + round(self._retry_max_delay * 1000)
-        return await self._read(lambda: self._file.fetch(limit, now, latest))
+
+        def read() -> tuple[list[Stored], float]:
+            events = self._file.fetch_early(limit) if early else self._file.fetch(limit, now, latest)
+            due_at = self._file.next_due()
+            return events, inf if due_at is None else min(due_at, latest)
+
+        events, self._due_at = await self._read(read)
+        self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit)
+        return events
 
     def ack(self, stored: Stored) -> None:
         """Settle as delivered. See Outbox.ack."""
@@ -132,6 +134,7 @@ class SqliteOutbox:
         """Settle as to be tried again. See Outbox.nak."""
         now = self._now()
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
+        self._due_at = min(self._due_at, due_at)
         self._next.naks.append((stored, due_at, now, attempted))
         self._schedule(linger=True)
 
@@ -144,10 +147,9 @@ class SqliteOutbox:
         """Have `arrived` called when something may be fetched. See Outbox.subscribe."""
         self._arrived.append(arrived)
 
-    async def next_due(self) -> float | None:
+    def next_due(self) -> float | None:
         """Seconds until the next event is due. See Outbox.next_due."""
-        due_at = await self._read(self._file.next_due)
-        return None if due_at is None else min(max(0.0, (due_at - self._now()) / 1000), self._retry_max_delay)
+        return None if self._due_at == inf else max(0.0, (self._due_at - self._now()) / 1000)
 
     def stats(self) -> Stats:
         """What is held. See Outbox.stats."""
@@ -174,9 +176,15 @@ class SqliteOutbox:
         """
         self._refuse_when_full()
         now = self._now()
-        return await self._repeat(
-            lambda newest, change: self._file.replay_dead_letters(which, newest, now, DEAD_LETTER_CHUNK, change)
-        )
+
+        def replay(newest: int, change: Counts) -> int:
+            return self._file.replay_dead_letters(which, newest, now, DEAD_LETTER_CHUNK, change)
+
+        try:
+            return await self._repeat(replay)
+        finally:
+            self._tail.forget()
+            self._tell_arrived()
 
     async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
         """See Outbox.delete_dead_letters."""
@@ -270,10 +278,10 @@ class SqliteOutbox:
         self._timer = None
         if self._closed:
             return
-        self._writing, self._next = self._next, _Round()
+        self._writing, self._next = self._next, Round()
         self._rounds.put(self._writing)
 
-    def _finished(self, done: _Round) -> None:
+    def _finished(self, done: Round) -> None:
         """Take a round back, on the event loop."""
         self._writing = None
         following = self._next
@@ -289,14 +297,19 @@ class SqliteOutbox:
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        for stored in done.new:
+            self._tail.append(stored)
         self._emptier.set()
         if following.puts or following.calls or following.reads:
             self._schedule()
         elif following.settlements():
             self._schedule(linger=True)
         if done.puts or done.calls:
-            for arrived in self._arrived:
-                arrived()
+            self._tell_arrived()
+
+    def _tell_arrived(self) -> None:
+        for arrived in self._arrived:
+            arrived()
 
     # -- on the writer's thread
 
@@ -310,13 +323,15 @@ class SqliteOutbox:
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     return
 
-    def _write_round(self, work: _Round) -> None:
+    def _write_round(self, work: Round) -> None:
+        work.stuck = False  # what a round before could not settle gets its chance now
         if work.puts or work.calls or work.settlements():
             try:
                 self._commit(work)
             except DiskRefusedError as error:
                 self._refuse(work, error)
-            except Exception as error:  # noqa: BLE001  # the writer outlives a fault of ours; the callers hear of it
+            except Exception as error:
+                log.exception("unforeseen error in the outbox's writer")  # which outlives it; the callers hear of it
                 work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
                 work.stuck = True
         for read, future in work.reads:
@@ -326,24 +341,29 @@ class SqliteOutbox:
                 work.done.append((future, error))
         self._oldest_at = self._file.oldest_at()
 
-    def _commit(self, work: _Round) -> None:
+    def _commit(self, work: Round) -> None:
         """Do all of a round in one transaction; nothing of it is answered before the fsync."""
         done: list[tuple[asyncio.Future[Any], Any]] = []
         with self._file.transaction() as change:
             self._settle(work, change)
             if work.puts:
-                stored = self._file.put(events_of(entries for entries, _ in work.puts), self._now(), change)
+                entries, now = [entry for some, _ in work.puts for entry in some], self._now()
+                ids = self._file.put(entries, now, change)
+                if self._tail.is_whole:
+                    work.new = [
+                        Stored(id_, *entry, now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_
+                    ]
                 start = 0
-                for entries, future in work.puts:
-                    done.append((future, stored[start : start + len(entries)]))
-                    start += len(entries)
+                for some, future in work.puts:
+                    done.append((future, [id_ > 0 for id_ in ids[start : start + len(some)]]))
+                    start += len(some)
             done.extend((future, call(change)) for call, future in work.calls)
         work.done += done
         self._release(work)
         self.commits += 1
         self.committed_events += change.events if work.puts else 0
 
-    def _refuse(self, work: _Round, error: DiskRefusedError) -> None:
+    def _refuse(self, work: Round, error: DiskRefusedError) -> None:
         """The disk refused the round: tell the callers, and settle at least, which needs less room."""
         full = OutboxFullError(f"the disk of the outbox refuses: {error}", DELAY)
         work.done += [(future, full) for _, future in work.puts]
@@ -356,12 +376,12 @@ class SqliteOutbox:
         except DiskRefusedError:
             work.stuck = True
 
-    def _release(self, work: _Round) -> None:
+    def _release(self, work: Round) -> None:
         self._file.release(work.acks)
         self._file.release(nak[0] for nak in work.naks)
         self._file.release(term[0] for term in work.terms)
 
-    def _settle(self, work: _Round, change: Counts) -> None:
+    def _settle(self, work: Round, change: Counts) -> None:
         self._file.ack(work.acks, change)
         for stored, due_at, now, attempted in work.naks:
             self._file.nak(stored, due_at, now, attempted=attempted)

@@ -17,7 +17,7 @@ from typing import Any
 from pointillist_destination.v1 import event_pb2
 from service.errors import OutboxError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
-from service.outbox.sqlite_open import open_database, take_lock
+from service.outbox.sqlite_open import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
@@ -54,9 +54,10 @@ def _values(columns: int, rows: int) -> str:
 
 INSERT_SEEN = {
     n: f"INSERT INTO seen (id, digest, at) VALUES {_values(3, n)}"  # noqa: S608  # only question marks
-    " ON CONFLICT (digest) DO UPDATE SET id = excluded.id, at = excluded.at WHERE at < ?"
+    " ON CONFLICT (digest) DO NOTHING"
     for n in CHUNKS
 }
+FORGET_SEEN = {n: f"DELETE FROM seen WHERE at < ? AND digest IN ({','.join('?' * n)})" for n in CHUNKS}  # noqa: S608
 INSERT_EVENT = {
     n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES {_values(5, n)}"  # noqa: S608
     for n in CHUNKS
@@ -89,12 +90,18 @@ class SqliteFile:
         self._lock = take_lock(path)
         try:
             self._connection = open_database(path)
-            self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
-            self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
+            try:
+                self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
+                self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
+                self.oldest_at()
+            except sqlite3.Error as error:
+                self._connection.close()
+                raise damaged(path, error) from error
         except BaseException:
             os.close(self._lock)
             raise
-        self._cursor = 0
+        self.cursor = 0
+        """The highest id of an event that was leased as new; what is above it was not leased yet."""
         self._leased: set[int] = set()
 
     def close(self) -> None:
@@ -135,8 +142,8 @@ class SqliteFile:
             counts.dead_letters + change.dead_letters,
         )
 
-    def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[bool]:
-        """Store entries; returns one boolean an entry, False for a duplicate. Within a transaction."""
+    def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[int]:
+        """Store entries; returns one id an entry, 0 for a duplicate. Within a transaction."""
         first = self._next_id
         self._next_id += len(entries)
         rows = [
@@ -145,18 +152,21 @@ class SqliteFile:
         ]
         execute = self._connection.execute
         horizon = now - self._window
+        has_expired = self._has_expired(horizon)
         fresh = 0
         for chunk in chunked(rows):
+            digests = [blake2b(row[1].encode(), digest_size=DIGEST_SIZE).digest() for row in chunk]
+            if has_expired:
+                change.seen -= execute(FORGET_SEEN[len(chunk)], (horizon, *digests)).rowcount
             parameters: list[Any] = []
-            for id_, message_id, *_ in chunk:
-                parameters += (id_, blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest(), now)
-            parameters.append(horizon)
+            for row, digest in zip(chunk, digests, strict=True):
+                parameters += (row[0], digest, now)
             fresh += execute(INSERT_SEEN[len(chunk)], parameters).rowcount
         if fresh == len(rows):
-            stored = [True] * fresh
+            ids = [row[0] for row in rows]
         else:
             new = {id_ for (id_,) in execute("SELECT id FROM seen WHERE id >= ?", (first,))}
-            stored = [row[0] in new for row in rows]
+            ids = [row[0] if row[0] in new else 0 for row in rows]
             rows = [row for row in rows if row[0] in new]
         for chunk in chunked(rows):
             execute(INSERT_EVENT[len(chunk)], [value for row in chunk for value in row])
@@ -164,7 +174,7 @@ class SqliteFile:
         change.bytes += sum(len(row[4]) for row in rows)
         change.seen += fresh
         self._prune(change, len(rows), horizon)
-        return stored
+        return ids
 
     def ack(self, stored: Sequence[Stored], change: Counts) -> None:
         """Delete delivered events. Within a transaction."""
@@ -244,10 +254,10 @@ class SqliteFile:
         """New events lie behind a cursor, so that what was leased before is never read again."""
         rows = self._connection.execute(
             f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
-            (self._cursor, limit),
+            (self.cursor, limit),
         ).fetchall()
         if rows:
-            self._cursor = rows[-1][0]
+            self.cursor = rows[-1][0]
         return self._lease(rows)
 
     def _lease(self, rows: list[Any]) -> list[Stored]:
@@ -329,11 +339,14 @@ class SqliteFile:
             ).rowcount
             self.evictions += gone
             change.seen -= gone
-        oldest = self._connection.execute("SELECT at FROM seen ORDER BY id LIMIT 1").fetchone()
-        if oldest and oldest[0] < horizon:
+        if self._has_expired(horizon):
             change.seen -= self._connection.execute(
                 "DELETE FROM seen WHERE id IN (SELECT id FROM seen ORDER BY id LIMIT ?) AND at < ?", (most, horizon)
             ).rowcount
+
+    def _has_expired(self, horizon: int) -> bool:
+        oldest = self._connection.execute("SELECT at FROM seen ORDER BY id LIMIT 1").fetchone()
+        return bool(oldest and oldest[0] < horizon)
 
     def _newest_seen(self) -> int:
         return int(self._one("SELECT max(id) FROM seen")[0] or 0)
@@ -364,8 +377,3 @@ def _where(which: DeadLetterFilter) -> tuple[str, list[Any]]:
     if which.until is not None:
         add("last_attempt_at < ?", which.until)
     return " AND ".join(conditions), parameters
-
-
-def events_of(batches: Iterable[Sequence[Entry]]) -> list[Entry]:
-    """Put batches end to end."""
-    return [entry for batch in batches for entry in batch]

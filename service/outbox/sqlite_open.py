@@ -67,15 +67,19 @@ def open_database(path: Path) -> sqlite3.Connection:
         _migrate(connection)
     except sqlite3.Error as error:
         connection.close()
-        message = (
-            f"outbox {path}: {error}; it is damaged or not an outbox. Move it away together with its -wal file"
-            " (sqlite3's .recover may save its events), or set POINTILLIST_OUTBOX_URL to another file"
-        )
-        raise OutboxUnusableError(message) from error
+        raise damaged(path, error) from error
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def damaged(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
+    """What to say of a file that SQLite cannot make sense of."""
+    return OutboxUnusableError(
+        f"outbox {path}: {error}; it is damaged or not an outbox. Move it away together with its -wal file"
+        " (sqlite3's .recover may save its events), or set POINTILLIST_OUTBOX_URL to another file"
+    )
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -1,0 +1,31 @@
+"""One turn of the outbox's writer."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.outbox.base import Entry, Refusal, Stored
+from service.outbox.sqlite_file import Counts
+
+
+@dataclass(slots=True)
+class Round:
+    """What one turn does: settle, put and call in one transaction, then read."""
+
+    puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
+    acks: list[Stored] = field(default_factory=list)
+    naks: list[tuple[Stored, int, int, bool]] = field(default_factory=list)
+    terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
+    calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
+    reads: list[tuple[Callable[[], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
+    done: list[tuple["asyncio.Future[Any]", Any]] = field(default_factory=list)
+    """Its outcome: a result or an exception for each future."""
+    new: list[Stored] = field(default_factory=list)
+    """Events that it put, for the tail."""
+    stuck: bool = False
+    """Whether its settlements could not be written, and are to be tried again."""
+
+    def settlements(self) -> int:
+        """How many events it settles."""
+        return len(self.acks) + len(self.naks) + len(self.terms)
