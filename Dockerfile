@@ -4,7 +4,8 @@ COPY requirements.lock pyproject.toml README.md ./
 COPY service service
 COPY generated generated
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --constraint requirements.lock .
+    && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.13-slim-bookworm
 LABEL org.opencontainers.image.title="pointillist-destination" \

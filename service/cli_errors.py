@@ -1,13 +1,14 @@
 """What the commands run into besides service.errors, and how a command that failed ends.
 
-    0  all is well
-    1  it ran, but not everything was taken: events were refused, or a delivery is missing
-    2  it could not run: a setting, a file, an address, the outbox or the server is at fault
+0  all is well
+1  it ran, but not everything was taken: events were refused, or a delivery is missing
+2  it could not run: a setting, a file, an address, the outbox or the server is at fault
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from service.errors import MappingFileError, OutboxUnusableError, PointillistDestinationError, SettingsError
 
@@ -35,21 +36,30 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def reader_may_go() -> Iterator[None]:
+    """End a command well when nobody reads its output any more, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(command: Callable[[], object]) -> None:
     """Run a command and exit; what it foresaw becomes lines on standard error, without a traceback.
 
     Raises:
         SystemExit: always.
     """
+    # The gRPC library's own lines on standard error say nothing that ours do not say better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         command()
     except PointillistDestinationError as error:
         for line in str(error).splitlines():
             say(f"{NAME}: {line}")
         sys.exit(COULD_NOT_RUN if isinstance(error, _COULD_NOT_RUN) else NOT_EVERYTHING)
-    except BrokenPipeError:
-        # The reader has gone, as `| head` does. What is still buffered must not fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)

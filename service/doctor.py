@@ -81,9 +81,10 @@ def _address(settings: Settings) -> Finding:
         return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can tell more")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what no host is called, such as a..b
+        reason = error.strerror if isinstance(error, OSError) else error
         advice = "check POINTILLIST_API_URL and this machine's DNS; until then everything waits in the outbox"
-        return Finding("address", Grade.ERROR, f"{host} cannot be resolved: {error.strerror}", advice)
+        return Finding("address", Grade.ERROR, f"{host} cannot be resolved: {reason}", advice)
     try:
         socket.create_connection((host, port), NAME_TIMEOUT).close()
     except OSError as error:
@@ -101,7 +102,7 @@ def _disk(settings: Settings) -> Finding:
             "disk", Grade.ERROR, f"{folder}: {error.strerror}", "make the folder, or set POINTILLIST_OUTBOX_URL"
         )
     floor, size = settings.disk_free_floor, settings.outbox_max_bytes
-    text = f"{format_size(free)} free at {folder}"
+    text = f"{free / 2**30:.1f} GiB free at {folder}"
     if free < floor:
         advice = f"new events are refused below POINTILLIST_DISK_FREE_FLOOR ({format_size(floor)}); make room"
         return Finding("disk", Grade.ERROR, text, advice)
@@ -138,7 +139,7 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
 
 def _backlog(found: Look, settings: Settings) -> Finding:
     most = settings.outbox_max_events
-    text = f"{found.events} events wait, {format_size(found.bytes)}"
+    text = f"{found.events} events wait, {found.bytes / 2**20:.1f} MiB"
     if found.bytes >= settings.outbox_max_bytes or (most is not None and found.events >= most):
         return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
     return Finding("backlog", Grade.OK, text)

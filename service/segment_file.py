@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import stat
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +59,9 @@ class SegmentFile:
         self.skipped: Counter[str] = Counter()
         self.ignored: dict[str, None] = {}
         with self._translated():
-            self._file: BinaryIO = sys.stdin.buffer if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115, PTH123  closed on exit; and Path("") would be "."
+            # Not sys.stdin.buffer: a thread that waits in it holds a lock that Python wants when it ends.
+            source = 0 if path == STANDARD_INPUT else path
+            self._file: BinaryIO = open(source, "rb", closefd=source != 0)  # noqa: SIM115  closed on exit
             status = os.fstat(self._file.fileno())
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -68,7 +69,9 @@ class SegmentFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        # Closing would wait for a thread that waits for a pipe; the system closes that when the process ends.
+        if self.size is not None:
+            self._file.close()
 
     def __iter__(self) -> Iterator[Message]:
         """Import line after line.

@@ -7,26 +7,31 @@ so that one that is sent again is a duplicate to the server and not a second eve
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
+from service.batch_reader import Batch, BatchReader, Rejection
+from service.channel import open_aio_channel
 from service.cli_errors import SendingError
-from service.message_id import new_message_id
-from service.segment_file import Imported, Refused, SegmentFile
+from service.segment_file import SegmentFile
+from service.target import Target
 
 BATCHES_UNDER_WAY = 8  # sent and not answered; enough to keep the server's disk busy
-BATCH_BYTES_MOST = 2 * 1024 * 1024  # bytes of one request; the server takes twice as many
 REJECTIONS_KEPT = 20  # beyond them only the count remembers
 CONNECT_PATIENCE = 5.0  # seconds to reach the server for the first time
 RESUME_PATIENCE = 30.0  # seconds without a stream, since the last answer, until it is given up
 RESUME_DELAY = 0.2  # seconds before a broken stream is opened again, where the server does not say
+
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[event_service_pb2.BatchSendRequest, event_service_pb2.BatchSendResponse]"
 
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -35,23 +40,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),  # finds a server that is gone without a word
     ("grpc.keepalive_timeout_ms", 10_000),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One message that was not taken, by this side or by the server."""
-
-    place: str
-    """Where it stands in the file, such as `line 12`."""
-
-    message_id: str
-    """Its message_id; empty where it was refused before it had one."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        """Write it on one line."""
-        return f"{self.place}: {self.message_id}: {self.reason}" if self.message_id else f"{self.place}: {self.reason}"
 
 
 @dataclass(slots=True)
@@ -83,23 +71,14 @@ class Summary:
             self.rejections.append(rejection)
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    request: event_service_pb2.BatchSendRequest
-    places: list[str]
-    """Of each event."""
-    end: int
-    """How many bytes of the file were read when it was full."""
-
-
 async def send(
-    file: SegmentFile, target: str, batch_size: int, progress: Callable[[Summary], None] = lambda _: None
+    file: SegmentFile, target: Target, batch_size: int, progress: Callable[[Summary], None] = lambda _: None
 ) -> Summary:
     """Send all that a file holds.
 
     Args:
         file: the file; what its lines are skipped for is counted there.
-        target: `HOST:PORT` of the server.
+        target: the server.
         batch_size: events in one request, at most.
         progress: called after each answer.
 
@@ -107,7 +86,7 @@ async def send(
         SendingError: the server cannot be reached, or not any more, or does not want the stream.
         UnreadableFileError: reading the file fails halfway.
     """
-    async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+    async with open_aio_channel(target, _CHANNEL_OPTIONS) as channel:
         return await _Sending(channel, file, target, batch_size, progress).run()
 
 
@@ -118,16 +97,18 @@ class _Sending:
         self,
         channel: grpc.aio.Channel,
         file: SegmentFile,
-        target: str,
+        target: Target,
         batch_size: int,
         progress: Callable[[Summary], None],
     ) -> None:
         self._channel = channel
-        self._target = target
+        self._target = target.address
+        self._metadata = target.metadata
         self._progress = progress
         self._summary = Summary()
-        self._batches = _batches(file, batch_size, self._summary)
-        self._unanswered: deque[_Batch] = deque()
+        self._lock = threading.Lock()
+        self._batches = BatchReader(file, batch_size, self._reject)
+        self._unanswered: deque[Batch] = deque()
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._patience = CONNECT_PATIENCE
         self._was_reached = False
@@ -166,28 +147,48 @@ class _Sending:
             self._was_reached, self._patience = True, RESUME_PATIENCE
 
     async def _stream(self) -> None:
-        """Open a stream, and send and read until all is answered; raises AioRpcError where it breaks."""
-        call = event_service_pb2_grpc.EventServiceStub(self._channel).BatchSend(self._requests())
+        """Open a stream, and write and read until all is answered; raises AioRpcError where it breaks."""
+        call = event_service_pb2_grpc.EventServiceStub(self._channel).BatchSend(metadata=self._metadata)
+        writing, reading = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
         try:
-            async for answer in call:
-                self._take(answer)
+            await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()  # a file that cannot be read on ends it all
+            await reading
         finally:
+            for task in (writing, reading):
+                task.cancel()
             call.cancel()
-        if self._unanswered:
+            await asyncio.gather(writing, reading, return_exceptions=True)
+        if self._unanswered or not writing.done() or writing.cancelled():
             raise SendingError(f"{self._target}: the server ended the stream before its last answer; {self._so_far()}")
 
-    async def _requests(self) -> AsyncIterator[event_service_pb2.BatchSendRequest]:
-        """Give what was not answered again, then what comes next; waits while enough is under way."""
-        for batch in tuple(self._unanswered):
-            yield batch.request
-        while True:
-            await self._room.acquire()
-            batch_or_end = next(self._batches, None)
-            if batch_or_end is None:
+    async def _write(self, call: _Call) -> None:
+        """Send again what was not answered, then what comes next; waits while enough is under way."""
+        # A stream that has broken says so to the reader; the writer only learns that nothing can be written.
+        with contextlib.suppress(asyncio.InvalidStateError):
+            for batch in tuple(self._unanswered):
+                await call.write(batch.request)
+            while (following := await self._next()) is not None:
+                self._unanswered.append(following)
+                await call.write(following.request)
+            await call.done_writing()
+
+    async def _next(self) -> Batch | None:
+        """Wait until less is under way, and until there is a batch; None after the last one."""
+        await self._room.acquire()
+        batch = None
+        try:
+            batch = await self._batches.next()
+        finally:
+            if batch is None:
                 self._room.release()
-                return
-            self._unanswered.append(batch_or_end)
-            yield batch_or_end.request
+        return batch
+
+    async def _read(self, call: _Call) -> None:
+        """Count answers until the server ends the stream."""
+        while isinstance(answer := await call.read(), event_service_pb2.BatchSendResponse):
+            self._take(answer)
 
     def _take(self, answer: event_service_pb2.BatchSendResponse) -> None:
         """Count an answer; the server gives them in the order of the requests."""
@@ -202,9 +203,13 @@ class _Sending:
         summary.duplicates += answer.duplicates
         summary.filtered += answer.filtered
         for rejection in answer.rejections:
-            summary.reject(Rejection(batch.places[rejection.index], rejection.message_id, rejection.status.message))
+            self._reject(Rejection(batch.places[rejection.index], rejection.message_id, rejection.status.message))
         summary.answered_bytes = batch.end
         self._progress(summary)
+
+    def _reject(self, rejection: Rejection) -> None:
+        with self._lock:  # the reader's thread comes here too
+            self._summary.reject(rejection)
 
     def _delay_before_next(self, error: grpc.aio.AioRpcError) -> float:
         """Seconds to wait before the stream is opened again.
@@ -225,30 +230,6 @@ class _Sending:
         return f"{self._summary.accepted} events were accepted until then"
 
 
-def _batches(file: SegmentFile, batch_size: int, summary: Summary) -> Iterator[_Batch]:
-    """Put a file's messages into batches as they are asked for; what is refused goes into the summary at once."""
-    sequence = size = 0
-    request, places = event_service_pb2.BatchSendRequest(sequence=sequence), list[str]()
-    for message in file:
-        if isinstance(message.result, Refused):
-            reason = "; ".join(str(error) for error in message.result.errors)
-            summary.reject(Rejection(message.place, "", reason))
-        if not isinstance(message.result, Imported):
-            continue
-        event = message.result.event
-        body = event.track if event.HasField("track") else event.identify
-        body.message_id = body.message_id or new_message_id()
-        size += event.ByteSize()
-        request.events.append(event)
-        places.append(message.place)
-        if len(places) >= batch_size or size >= BATCH_BYTES_MOST:
-            yield _Batch(request, places, file.position)
-            sequence, size = sequence + 1, 0
-            request, places = event_service_pb2.BatchSendRequest(sequence=sequence), []
-    if places:
-        yield _Batch(request, places, file.position)
-
-
 def _pushback(error: grpc.aio.AioRpcError) -> float | None:
     """Seconds after which the server says that trying again makes sense; None where it does not say."""
     for key, value in error.trailing_metadata() or ():
@@ -260,5 +241,5 @@ def _pushback(error: grpc.aio.AioRpcError) -> float | None:
                 for detail in status_pb2.Status.FromString(value).details:
                     retry = error_details_pb2.RetryInfo()
                     if detail.Unpack(retry):
-                        return retry.retry_delay.ToTimedelta().total_seconds()
+                        return float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     return None

@@ -1,0 +1,87 @@
+# Every target sets up what it needs: a Python of 3.11 or newer with venv, and make, are enough.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/runtime.stamp
+DEVELOPMENT := $(VENV)/development.stamp
+PROTOS := proto/pointillist_destination/v1/*.proto
+BY_HAND := --exclude=__init__.py --exclude=py.typed --exclude=README.md --exclude=pyproject.toml --exclude=__pycache__
+UV ?= uv
+
+.PHONY: help run test test-all check generate lock clean
+
+help:  ## says what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1: \2/p' Makefile
+
+run: $(RUNTIME)  ## serves; without POINTILLIST_API_TOKEN it demonstrates, on this machine alone
+	@exec $(BIN)/python -m service.make_run
+
+test: check  ## checks, then runs the tests that are not marked as long
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
+
+test-all: check  ## checks, then runs every test
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	@tag="$$(git describe --tags --abbrev=0 2>/dev/null || true)"; \
+	if [ -n "$$tag" ]; then set -x; $(BIN)/buf breaking --against ".git#tag=$$tag"; fi
+	@echo "the stubs in generated/ are fresh:"; \
+	folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
+	$(MAKE) stubs-into FOLDER="$$folder"; \
+	diff -r $(BY_HAND) "$$folder" generated \
+	|| { echo 'generated/ is not what proto/ says; make generate puts that right' >&2; exit 1; }
+	@if [ -f Dockerfile ]; then set -x; $(BIN)/hadolint Dockerfile; fi
+
+generate: $(DEVELOPMENT)  ## makes the stubs in generated/ from proto/
+	@$(MAKE) stubs-into FOLDER=generated
+
+.PHONY: stubs-into
+stubs-into:
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
+	  --python_out="$(FOLDER)" --grpc_python_out="$(FOLDER)" \
+	  --mypy_out=quiet:"$(FOLDER)" --mypy_grpc_out=quiet:"$(FOLDER)" $(PROTOS)
+
+lock:  ## resolves the dependencies anew (needs uv); the locks name no registry
+	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - $(LOCK_OPTIONS) -o requirements.lock
+	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --group dev -c requirements.lock $(LOCK_OPTIONS) -o .ci/requirements.lock
+
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+clean:  ## removes what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The project itself is installed so that it runs from this tree. The locks have its build backend, as the install must
+# fetch nothing that is not locked.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(RUNTIME): requirements.lock pyproject.toml $(BIN)/python
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEVELOPMENT): .ci/requirements.lock $(RUNTIME)
+	$(INSTALL) --require-hashes -r .ci/requirements.lock
+	@touch $@
+
+$(BIN)/python:
+	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "$$python -m venv $(VENV)"; \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo 'No Python of 3.11 or newer with venv was found: tried python3, python3.14 to python3.11 and python.' >&2; \
+	echo 'Install one (on Debian and Ubuntu: apt install python3 python3-venv) and run make again.' >&2; \
+	exit 1

@@ -1,0 +1,246 @@
+"""The commands. Each does no more than read its options and hand them on.
+
+What a command needs is imported when it runs, so that `--help` and a mistyped option answer at once.
+"""
+
+# ruff: noqa: PLC0415  see above
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service import cli_errors
+from service.cli_errors import NAME, NOT_EVERYTHING, say
+from service.errors import SettingsError
+
+commands = typer.Typer(
+    name=NAME,
+    help="Takes Segment events over gRPC and forwards each to Pointillist, durably.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_File = Annotated[str, typer.Argument(metavar="FILE", help="Segment JSON, a message or a batch a line; - for stdin.")]
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit."""
+    if sys.argv[1:2] != ["map"]:  # its start is the one that matters, as it may run once for every file
+        _add_dead_letters()
+    cli_errors.run(commands)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        try:
+            typer.echo(f"{NAME} {metadata.version(NAME)}")
+        except metadata.PackageNotFoundError:  # it runs from its source, without having been installed
+            typer.echo(f"{NAME}, a version that is not installed")
+        raise typer.Exit
+
+
+@commands.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", is_eager=True, callback=_say_version),
+    ] = False,
+) -> None:
+    """Options that go before every command."""
+
+
+@commands.command()
+def serve() -> None:
+    """Take events in and forward them, until SIGTERM or SIGINT.
+
+    Settings are environment variables that begin with POINTILLIST_, or a TOML file that POINTILLIST_CONFIG_FILE names.
+    """
+    from service import app
+    from service.settings import load_settings
+    from service.telemetry import configure_logging
+
+    settings = load_settings(os.environ)
+    configure_logging(settings.log_level, settings.log_format)
+    app.serve(settings)
+
+
+@commands.command()
+def sandbox(  # noqa: PLR0917  typer takes options by name
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0 is any free one.")] = "127.0.0.1:8080",
+    api_token: Annotated[str | None, typer.Option(metavar="T", help="The token to insist on.")] = None,
+    answers: Annotated[
+        str | None, typer.Option(metavar="JSON", help='Answers by weight, such as \'{"200": 0.7, "503": 0.3}\'.')
+    ] = None,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ANSWER=SHARE", help="One answer and its share, such as 503=0.2; the rest is 200."),
+    ] = None,
+    delay: Annotated[str, typer.Option(metavar="DURATION", help="Wait before each answer, such as 50ms.")] = "0s",
+    retry_after: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Say Retry-After with each error, such as 5s.")
+    ] = None,
+) -> None:
+    """Stand in for Pointillist on this machine; prints each record that it takes as a line of JSON.
+
+    An answer is a status from 200 to 599, or drop, hang or truncate.
+    """
+    from service.sandbox import serve_sandbox
+    from service.sandbox_behaviour import Behaviour
+
+    if answers is not None and answer:
+        raise SettingsError("--answers and --answer are both given; one of them is right")
+    weights = _shares(answer) if answer else _answers(answers)
+    behaviour = Behaviour.from_json({"answers": weights, "delay": delay, "retry_after": retry_after})
+    asyncio.run(serve_sandbox(listen, api_token, behaviour))
+
+
+def _answers(text: str | None) -> object:
+    try:
+        return json.loads(text or "{}")
+    except ValueError as error:
+        raise SettingsError(f'--answers: is not JSON: {error}; {{"200": 0.7, "503": 0.3}} is right') from error
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    """Read `ANSWER=SHARE` options; what they leave of 1 is answered 200."""
+    shares: dict[str, float] = {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise SettingsError(f"--answer: {text!r} is not ANSWER=SHARE, such as 503=0.2") from error
+    if (rest := 1 - sum(shares.values())) > 0:
+        shares.setdefault("200", rest)
+    return shares
+
+
+@commands.command("map")
+def map_(
+    file: _File,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A mapping file, instead of POINTILLIST_MAPPING_FILE or the built-in one."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say for each part of a record where it comes from, and what is not used.")
+    ] = False,
+) -> None:
+    """Show the records that Pointillist would be sent for a file; nothing is sent.
+
+    The exit code is 1 where a message was refused.
+    """
+    from service.mapping_file import load_mapping
+    from service.record_lines import write_records
+    from service.segment_file import SegmentFile
+
+    mapping = _mapping_file(mapping)
+    with SegmentFile(file) as messages, cli_errors.reader_may_go():
+        if not write_records(messages, load_mapping(mapping), sys.stdout.buffer, explain=explain):
+            raise typer.Exit(NOT_EVERYTHING)
+
+
+@commands.command()
+def send(
+    file: _File,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The server; POINTILLIST_GRPC_LISTEN, or 127.0.0.1:50051, by default."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=2500, help="Events in one request, at most.")] = 100,
+    ca_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Authorities to trust: the server has TLS.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the caller's token.")] = None,
+) -> None:
+    """Send a file to a server over gRPC.
+
+    The exit code is 1 where a message was refused or rejected.
+    """
+    from service.segment_file import SegmentFile
+    from service.sending_report import report, send_and_show
+    from service.target import find_target
+
+    server = find_target(target, ca_file, token_file)
+    with SegmentFile(file) as messages:
+        summary = asyncio.run(send_and_show(messages, server, batch_size))
+        if (ignored := messages.ignored_line) is not None:
+            say(ignored)
+    typer.echo("\n".join(report(summary, messages.skipped)))
+    if summary.rejected:
+        raise typer.Exit(NOT_EVERYTHING)
+
+
+@commands.command()
+def doctor(
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Also ask Pointillist whether it takes the token, with a record that is no event."
+        ),
+    ] = False,
+) -> None:
+    """Look for what is wrong with this set-up, and say what to do about it.
+
+    The exit code is 1 where something is wrong. It changes nothing, and may run beside a server.
+    """
+    from service.doctor import Grade, examine
+    from service.doctor_probe import ask
+    from service.settings import load_settings
+
+    settings = load_settings(os.environ)
+    is_wrong = False
+    for finding in examine(settings, (lambda: ask(settings)) if probe else None):
+        is_wrong = is_wrong or finding.grade is Grade.ERROR
+        typer.echo(f"{finding.grade.value:8}{finding.check}: {finding.text}")
+        if finding.advice:
+            typer.echo(f"        > {finding.advice}")
+    if is_wrong:
+        raise typer.Exit(NOT_EVERYTHING)
+
+
+_mapping_commands = typer.Typer(help="Show the mapping in force, or check one.", no_args_is_help=True)
+commands.add_typer(_mapping_commands, name="mapping")
+
+
+@_mapping_commands.command("show")
+def show_mapping() -> None:
+    """Print the mapping that these settings put in force, as a mapping file."""
+    from service.mapping_file import load_mapping
+
+    typer.echo(load_mapping(_mapping_file(None)).describe())
+
+
+@_mapping_commands.command("check")
+def check_mapping(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Say whether a mapping file can be used; the exit code is 2 where it cannot."""
+    from service.mapping_file import load_mapping
+
+    load_mapping(file)
+    typer.echo(f"{file}: can be used")
+
+
+def _mapping_file(given: Path | None) -> Path | None:
+    """The mapping file that an option or the settings name; None for the built-in mapping."""
+    # Reading settings takes longer than the rest of the start, and mostly there are none.
+    if given is None and any(name.startswith("POINTILLIST_") for name in os.environ):
+        from service.settings import load_settings
+
+        return load_settings(os.environ).mapping_file
+    return given
+
+
+def _add_dead_letters() -> None:
+    from service import dead_letter_commands
+
+    commands.add_typer(dead_letter_commands.commands, name="dead-letters")

@@ -1,0 +1,66 @@
+"""Writing the records that a file of Segment messages maps to: what the command `map` does."""
+
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from service.cli_errors import say
+from service.integrations import is_sent
+from service.mapping import Mapping
+from service.mapping_explain import Explanation
+from service.segment_file import Refused, SegmentFile, Skipped, on_one_line
+
+
+def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, explain: bool = False) -> bool:
+    """Write one record a line, in the order of the messages; what has none is told on standard error.
+
+    Args:
+        messages: the file.
+        mapping: the mapping to apply; the time of acceptance is now.
+        out: where the records go.
+        explain: write below each record where its parts come from, and what of the event is in none of them.
+
+    Returns:
+        Whether no message was refused.
+
+    Raises:
+        UnreadableFileError: reading the file fails halfway.
+        BrokenPipeError: nobody reads the records any more.
+    """
+    nothing_refused = True
+    for message in messages:
+        result = message.result
+        if isinstance(result, Skipped):
+            say(f"line {message.line}: skipped: {on_one_line(result.type)}")
+        elif isinstance(result, Refused):
+            nothing_refused = False
+            for error in result.errors:
+                say(f"line {message.line}: refused: {error}")
+        else:
+            event = result.event
+            body = event.track if event.HasField("track") else event.identify
+            if is_sent(body.integrations):
+                now = time.time_ns() // 1_000_000
+                out.write(mapping.encode(event, now) + b"\n")
+                if explain:
+                    out.writelines(f"  {line}\n".encode() for line in _explained(mapping.explain(event, now)))
+                if messages.size is None:  # a pipe may go on for days; its records should not wait for more
+                    out.flush()
+            else:
+                say(f"line {message.line}: filtered: the integrations object says no")
+    out.flush()
+    if (ignored := messages.ignored_line) is not None:
+        say(ignored)
+    return nothing_refused
+
+
+def _explained(explanation: Explanation) -> Iterator[str]:
+    for kind, origins in (
+        ("actor", explanation.actors),
+        ("label", explanation.labels),
+        ("number", explanation.numbers),
+    ):
+        for name, origin in sorted(origins.items()):
+            yield f"{kind} {on_one_line(name)} < {on_one_line(origin.path)}, {origin.row}"
+    for path in explanation.unused:
+        yield f"not used: {on_one_line(path)}"
