@@ -1,0 +1,101 @@
+"""What a large outbox costs: backlog and window. Both fill files of gigabytes and run only when they are named."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from benchmarks.child import Child
+from benchmarks.figures import Figure, Sample
+from benchmarks.plan import Plan, nobody, ours, url_of
+from benchmarks.rows_in import stream, streamed
+from benchmarks.rows_out import fill
+from service.outbox.sqlite_open import open_database
+
+REST_TIME = 2.0  # seconds after the start at which memory is read
+DRAIN_SHARE = 0.05  # share of the backlog that is drained to see what memory that takes
+
+
+def backlog(plan: Plan) -> list[Figure]:
+    """Start and memory with a million waiting events, beside none."""
+    count = plan.count(1_000_000, 2_000)
+    starts: dict[bool, list[Sample]] = {True: [], False: []}  # by whether anything waits
+    memories: dict[bool, list[Sample]] = {True: [], False: []}
+    with plan.new_folder() as folder, nobody() as url, Child("sink") as sink:
+        full, empty = folder / "full.db", folder / "empty.db"
+        fill(full, count)
+        fill(empty, 0)
+        for _ in range(plan.rounds):
+            for is_full in (True, False):
+                with ours(full if is_full else empty, url) as server:
+                    starts[is_full].append(Sample(_until_serving(server)))
+                    time.sleep(0.1 if plan.is_short else REST_TIME)
+                    memories[is_full].append(Sample(server.memory()))
+        with ours(full, url_of(sink)) as server:
+            sink.ask(do="wait", count=round(count * DRAIN_SHARE))
+            draining = [Sample(server.peak_memory())]
+        with ours(empty, url_of(sink)) as server:
+            resting = [Sample(server.peak_memory())]
+    waiting, more = f"with {count:,} waiting", "<= +32 MiB"
+    return [
+        Figure("backlog", f"memory {waiting}", "MiB", memories[True], memories[False], "none", more, "difference"),
+        Figure("backlog", f"most memory, draining {waiting}", "MiB", draining, resting, "at rest", "", "difference"),
+        Figure("backlog", f"start to SERVING {waiting}", "s", starts[True], target="<= 1.5 s", compare="alone"),
+        Figure("backlog", "start to SERVING, empty", "s", starts[False], target="<= 1 s", compare="alone"),
+    ]
+
+
+def _until_serving(server: Child) -> float:
+    """Seconds from the process's start to an answer that says SERVING."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.ready['port']}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # its stubs know it only as async
+        answer = check(health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise RuntimeError("the service runs and is not SERVING")
+    return time.monotonic() - server.started_at
+
+
+def window(plan: Plan) -> list[Figure]:
+    """Accepting with ids in the duplicate window, beside an empty window."""
+    count, warm_up = plan.count(400, 4), plan.count(50, 1)
+    sizes = (plan.count(1_000_000, 1_000), plan.count(10_000_000, 10_000))
+    figures: list[Figure] = []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(plan.new_folder())
+        url = stack.enter_context(nobody())
+        load = stack.enter_context(Child("load"))
+        servers: dict[int, Child] = {}
+        for size in (0, *sizes):
+            outbox = folder / f"{size}.db"
+            fill_window(outbox, size)
+            servers[size] = stack.enter_context(ours(outbox, url))
+            stream(load, servers[size], "w-", warm_up)
+        samples: dict[int, list[Sample]] = {size: [] for size in servers}
+        for index in range(plan.rounds):
+            for size, server in servers.items():
+                samples[size].append(streamed(load, server, f"{index}-", count))
+        for size in sizes:
+            what = f"BatchSend with {size:,} ids in the window"
+            figures.append(Figure("window", what, "events/s", samples[size], samples[0], "empty window"))
+            disk = [Sample((folder / f"{n}.db").stat().st_size / 2**20) for n in (size, 0)]
+            figures.append(
+                Figure("window", f"file with {size:,} ids", "MiB", disk[:1], disk[1:], "empty window", "", "difference")
+            )
+    return figures
+
+
+def fill_window(path: Path, count: int) -> None:
+    """Make an outbox whose duplicate window holds so many ids, in an order as random as hashes are."""
+    with contextlib.closing(open_database(path)) as connection:
+        connection.execute("PRAGMA cache_size = -2000000")  # kB: random writes, all of them in memory
+        connection.execute("PRAGMA synchronous = OFF")  # nothing here is to survive anything
+        connection.executescript(
+            "BEGIN;"
+            "INSERT INTO seen (id, digest, at)"
+            f" WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n LIMIT {count:d})"
+            f" SELECT id, randomblob(16), {round(time.time() * 1000):d} FROM n WHERE {count:d} > 0;"
+            f"UPDATE counter SET seen = {count:d};"
+            "COMMIT;"
+        )
