@@ -6,7 +6,7 @@ The limits are Segment's own: 32 KB an event, a messageId of 100 characters, a u
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from google.protobuf.internal.containers import MessageMap
 from google.protobuf.message import Message
@@ -21,10 +21,13 @@ DEPTH_MOST = 32  # levels of objects and arrays in traits, properties and the li
 SECONDS_LEAST = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
 SECONDS_MOST = 253_402_300_799  # 9999-12-31T23:59:59Z, the most
 NANOS_MOST = 999_999_999
+TIMES: tuple[Literal["timestamp", "original_timestamp", "sent_at", "received_at"], ...] = (
+    "timestamp",
+    "original_timestamp",
+    "sent_at",
+    "received_at",
+)
 
-# A double that is NaN or infinite ends with these two bytes on the wire. In UTF-8 text 0xF0 and above is never
-# followed by 0x7F or 0xFF, so that a message without them has no such double.
-_NOT_FINITE = re.compile(rb"[\xf0-\xff][\x7f\xff]")
 # The key of Value.struct_value (*) or Value.list_value (2), its length, then the key of the first thing in it. There
 # is one for each level below the first that is not empty.
 _LEVEL = re.compile(rb"[*2](?=[\x80-\xff]{0,2}[\x00-\x7f]\n)")
@@ -61,9 +64,11 @@ def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes)
         )
     if len(serialised) > EVENT_SIZE_MOST:
         found.append(Violation(name, f"is an event of {len(serialised)} bytes; {EVENT_SIZE_MOST} are allowed"))
-    for field in ("timestamp", "original_timestamp", "sent_at", "received_at"):
+    for field in TIMES:
         if message.HasField(field):
-            found += timestamp_violations(f"{name}.{field}", getattr(message, field))
+            timestamp = getattr(message, field)
+            if not (SECONDS_LEAST <= timestamp.seconds <= SECONDS_MOST and 0 <= timestamp.nanos <= NANOS_MOST):
+                found += timestamp_violations(f"{name}.{field}", timestamp)
     if _may_have_bad_values(serialised):
         found += _walk(name, message)
     return found
@@ -74,10 +79,24 @@ def _may_have_bad_values(serialised: bytes) -> bool:
 
     A walk through an event's Structs costs more than all other checks together; this costs about a hundredth of it.
     """
-    if (b"\x7f" in serialised or b"\xff" in serialised) and _NOT_FINITE.search(serialised):
+    if _may_have_not_finite(serialised):
         return True
     levels = serialised.count(b"*") + serialised.count(b"2")
     return levels >= DEPTH_MOST - 1 and len(_LEVEL.findall(serialised)) >= DEPTH_MOST - 1
+
+
+def _may_have_not_finite(serialised: bytes) -> bool:
+    """A double that is NaN or infinite ends with a byte of 0xF0 or above, then 0x7F or 0xFF.
+
+    UTF-8 has no such pair, so that a message without one has no such double.
+    """
+    for end in (b"\x7f", b"\xff"):
+        at = serialised.find(end, 1)
+        while at > 0:
+            if serialised[at - 1] >= 0xF0:
+                return True
+            at = serialised.find(end, at + 1)
+    return False
 
 
 def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]:
