@@ -13,7 +13,7 @@ PROTOS := proto/pointillist_destination/v1/*.proto
 BY_HAND := --exclude=__init__.py --exclude=py.typed --exclude=README.md --exclude=pyproject.toml --exclude=__pycache__
 UV ?= uv
 
-.PHONY: help run test test-all check generate lock clean
+.PHONY: help run test test-all soak bench check generate lock clean
 
 help:  ## says what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1: \2/p' Makefile
@@ -26,6 +26,12 @@ test: check  ## checks, then runs the tests that are not marked as long
 
 test-all: check  ## checks, then runs every test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+soak: $(DEVELOPMENT)  ## kills the server 200 times under load, and counts what was lost
+	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200)
+
+bench: $(DEVELOPMENT)  ## measures how near the service comes to its ceilings
+	$(BIN)/python -m benchmarks $(ROWS)
 
 check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	$(BIN)/ruff format --check .

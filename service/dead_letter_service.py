@@ -1,5 +1,6 @@
 """DeadLetterService: what became of the events that were given up, and what an operator does about it."""
 
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from service.validation import Violation, timestamp_violations
 SERVICE_NAME = "pointillist_destination.v1.DeadLetterService"
 PAGE_SIZE = 100
 PAGE_SIZE_MOST = 1000
+PAGE_TOKEN = re.compile("[0-9]{1,18}")  # an id, and small enough for SQLite
 PAGE_BYTES_MOST = 2 * 1024 * 1024  # of events in one page, so that the answer stays below what clients read by default
 IDS_MOST = 10_000  # in one filter
 
@@ -42,7 +44,7 @@ class DeadLetterService:
         found = _filter_violations(parsed.filter)
         if parsed.page_size > PAGE_SIZE_MOST:
             found.append(Violation("page_size", f"is {parsed.page_size}; 1 to {PAGE_SIZE_MOST} are allowed"))
-        if parsed.page_token and not (parsed.page_token.isascii() and parsed.page_token.isdigit()):
+        if parsed.page_token and not PAGE_TOKEN.fullmatch(parsed.page_token):
             found.append(Violation("page_token", "is not the next_page_token of an earlier page"))
         if found:
             raise faults.invalid(found)
@@ -161,5 +163,8 @@ def handlers(service: DeadLetterService, calls: Calls) -> grpc.GenericRpcHandler
     methods = {"List": service.list, "Get": service.get, "Replay": service.replay, "Delete": service.delete}
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
-        {name: grpc.unary_unary_rpc_method_handler(unary(calls, method)) for name, method in methods.items()},
+        {
+            name: grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, name, method))
+            for name, method in methods.items()
+        },
     )

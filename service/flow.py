@@ -161,9 +161,7 @@ class Flow:
         if self.state is State.PROBING:
             self._resume(now)
 
-    def _failed(
-        self, reason: str, sent_at: float, now: float, retry_after: float, *, most: int, cause: Cause
-    ) -> None:
+    def _failed(self, reason: str, sent_at: float, now: float, retry_after: float, *, most: int, cause: Cause) -> None:
         self._failures += 1
         if self.state is State.PROBING:
             self._probe_failed(sent_at, now, retry_after)

@@ -66,7 +66,7 @@ class SqliteOutbox:
         self._file = SqliteFile(path, window=window, window_ids=window_ids)
         self._clock = clock
         folder = path.absolute().parent
-        self._room = Room(bounds, clock, lambda: disk_free(folder))
+        self._room = Room(bounds, clock, lambda: disk_free(folder) + self._reusable)
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
         self._next = Round()
@@ -79,6 +79,7 @@ class SqliteOutbox:
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
         self._oldest_at = self._file.oldest_at()
+        self._reusable = self._file.reusable()  # without it an outbox that filled the disk would stay full when empty
         self._emptier = asyncio.Event()
         self._closed = False
         self.commits = 0
@@ -121,7 +122,8 @@ class SqliteOutbox:
             due_at = self._file.next_due()
             return events, inf if due_at is None else min(due_at, latest)
 
-        events, self._due_at = await self._read(read)
+        events, due_at = await self._read(read)
+        self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # with what was put back meanwhile
         self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit)
         return events
 
@@ -180,11 +182,7 @@ class SqliteOutbox:
         def replay(newest: int, change: Counts) -> int:
             return self._file.replay_dead_letters(which, newest, now, DEAD_LETTER_CHUNK, change)
 
-        try:
-            return await self._repeat(replay)
-        finally:
-            self._tail.forget()
-            self._tell_arrived()
+        return await self._repeat(replay)
 
     async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
         """See Outbox.delete_dead_letters."""
@@ -299,6 +297,8 @@ class SqliteOutbox:
                 future.set_result(result)
         for stored in done.new:
             self._tail.append(stored)
+        if done.calls:  # a replay put events into the store that were never in the tail
+            self._tail.forget()
         self._emptier.set()
         if following.puts or following.calls or following.reads:
             self._schedule()
@@ -340,32 +340,34 @@ class SqliteOutbox:
             except Exception as error:  # noqa: BLE001  # it belongs to whoever awaits the future
                 work.done.append((future, error))
         self._oldest_at = self._file.oldest_at()
+        self._reusable = self._file.reusable()
 
     def _commit(self, work: Round) -> None:
         """Do all of a round in one transaction; nothing of it is answered before the fsync."""
         done: list[tuple[asyncio.Future[Any], Any]] = []
+        new: list[Stored] = []
         with self._file.transaction() as change:
             self._settle(work, change)
             if work.puts:
                 entries, now = [entry for some, _ in work.puts for entry in some], self._now()
                 ids = self._file.put(entries, now, change)
                 if self._tail.is_whole:
-                    work.new = [
-                        Stored(id_, *entry, now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_
-                    ]
+                    new = [Stored(id_, *entry, now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_]
                 start = 0
                 for some, future in work.puts:
                     done.append((future, [id_ > 0 for id_ in ids[start : start + len(some)]]))
                     start += len(some)
             done.extend((future, call(change)) for call, future in work.calls)
         work.done += done
+        work.new = new  # not before: what a refused commit rolled back must not be delivered
         self._release(work)
         self.commits += 1
         self.committed_events += change.events if work.puts else 0
 
     def _refuse(self, work: Round, error: DiskRefusedError) -> None:
         """The disk refused the round: tell the callers, and settle at least, which needs less room."""
-        full = OutboxFullError(f"the disk of the outbox refuses: {error}", DELAY)
+        self._room.note_refused()
+        full = OutboxFullError(f"the disk of the outbox refuses writes: {error}", DELAY)
         work.done += [(future, full) for _, future in work.puts]
         work.done += [(future, full) for _, future in work.calls]
         try:

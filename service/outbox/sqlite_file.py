@@ -90,6 +90,7 @@ class SqliteFile:
         self._lock = take_lock(path)
         try:
             self._connection = open_database(path)
+            self._page_size = int(self._one("PRAGMA page_size")[0])
             try:
                 self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
                 self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
@@ -271,6 +272,10 @@ class SqliteFile:
             "SELECT id, due_at FROM event WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?", (len(self._leased) + 1,)
         )
         return next((due_at for id_, due_at in rows if id_ not in self._leased), None)
+
+    def reusable(self) -> int:
+        """Bytes of the file that are free to be written again: it grows no smaller when events leave it."""
+        return int(self._one("PRAGMA freelist_count")[0]) * self._page_size
 
     def oldest_at(self) -> int | None:
         """When the oldest waiting event was accepted, in milliseconds since the epoch."""

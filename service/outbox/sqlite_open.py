@@ -1,5 +1,6 @@
 """Opening the SQLite file under the outbox, so that nothing is shared by accident and nothing foreign is touched."""
 
+import contextlib
 import fcntl
 import importlib.resources
 import os
@@ -88,13 +89,17 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     Raises:
         OutboxUnusableError: not ours, damaged, of a newer version, or not to be opened.
     """
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
-        _check(connection, path)
-        if _pragma(connection, "user_version") != SCHEMA_VERSION:
+    with contextlib.ExitStack() as on_failure:
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+            on_failure.callback(connection.close)
+            _check(connection, path)
+            version = _pragma(connection, "user_version")
+        except sqlite3.Error as error:
+            raise OutboxUnusableError(f"outbox {path}: {error}; it is damaged, or not an outbox") from error
+        if version != SCHEMA_VERSION:
             raise OutboxUnusableError(f"outbox {path}: of an earlier version; the next start of serve brings it up")
-    except sqlite3.Error as error:
-        raise OutboxUnusableError(f"outbox {path}: {error}; it is damaged, or not an outbox") from error
+        on_failure.pop_all()
     return connection
 
 

@@ -1,0 +1,15 @@
+"""What all tests share: how hypothesis runs, and an outbox in a folder of its own."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Machines differ in speed and tests share them, so no example fails for its duration; in CI the examples are the same
+# every time, so that a red build is about the change in it.
+settings.register_profile(
+    "project",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("project")
