@@ -33,6 +33,8 @@ _File = Annotated[str, typer.Argument(metavar="FILE", help="Segment JSON, a mess
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
+    # The gRPC library's own lines on standard error say nothing that ours do not say better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if sys.argv[1:2] != ["map"]:  # its start is the one that matters, as it may run once for every file
         _add_dead_letters()
     cli_errors.run(commands)

@@ -52,8 +52,6 @@ def run(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: always.
     """
-    # The gRPC library's own lines on standard error say nothing that ours do not say better.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         command()
     except PointillistDestinationError as error:

@@ -75,11 +75,11 @@ class _ValueRow:
             field = object_field(message, path)
         self._prefix = row.prefix
         self._name = _namer(row)
-        self._field = ""
+        self._field = self._own_name = ""
         self._pour_object: Callable[[Any, str, Texts, Texts], None] = _pour_typed
         self._pour = self._pour_plain if row.is_plain else self._pour_named
         if row.is_plain and field is not None:
-            self._field = field.name
+            self._field, self._own_name = field.name, field.json_name
             if field.message_type is Struct.DESCRIPTOR:
                 self._pour_object = _pour_struct
             self._pour = self._pour_whole
@@ -103,7 +103,7 @@ class _ValueRow:
 
     def _pour_whole(self, holder: Message, labels: Texts, numbers: Texts) -> None:
         """The commonest row takes the whole of one field, such as properties, and need not look for it."""
-        if self.is_in_context and holder.HasField(EXTRA):
+        if self.is_in_context and holder.HasField(EXTRA) and self._own_name in getattr(holder, EXTRA).fields:
             self._pour_plain(holder, labels, numbers)
         elif holder.HasField(self._field):
             self._pour_object(getattr(holder, self._field), self._prefix, labels, numbers)
