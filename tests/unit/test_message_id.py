@@ -1,0 +1,21 @@
+"""The message_ids that the server makes."""
+
+import time
+import uuid
+
+from service.message_id import new_message_id
+
+
+def test_a_message_id_is_a_uuid_of_version_7() -> None:
+    made = uuid.UUID(new_message_id())
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+
+
+def test_a_message_id_begins_with_the_milliseconds_of_its_making() -> None:
+    before = time.time_ns() // 1_000_000
+    made = uuid.UUID(new_message_id()).int >> 80
+    assert before <= made <= time.time_ns() // 1_000_000
+
+
+def test_no_two_message_ids_are_the_same() -> None:
+    assert len({new_message_id() for _ in range(10_000)}) == 10_000
