@@ -62,7 +62,7 @@ lock:  ## resolves the dependencies anew (needs uv); the locks name no registry
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - $(LOCK_OPTIONS) -o requirements.lock
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --group dev -c requirements.lock $(LOCK_OPTIONS) -o .ci/requirements.lock
 
-LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package pointillist-destination-stubs --no-annotate --no-header
 
 clean:  ## removes what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
@@ -72,9 +72,9 @@ clean:  ## removes what the targets made
 # fetch nothing that is not locked.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-$(RUNTIME): requirements.lock pyproject.toml $(BIN)/python
+$(RUNTIME): requirements.lock pyproject.toml generated/pyproject.toml $(BIN)/python
 	$(INSTALL) --require-hashes -r requirements.lock
-	$(INSTALL) --no-deps --no-build-isolation -e .
+	$(INSTALL) --no-deps --no-build-isolation -e ./generated -e .
 	@touch $@
 
 $(DEVELOPMENT): .ci/requirements.lock $(RUNTIME)

@@ -2,34 +2,57 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import random
 import signal
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 import uvloop
 
 from service import dead_letter_service, event_service
-from service.clock import SystemClock
+from service.access_log import AccessLog
+from service.callers import CallersFile
+from service.clock import Clock, SystemClock
 from service.dead_letter_service import DeadLetterService
 from service.deliveries import Deliveries
 from service.event_service import EventService
 from service.flow import Flow, State
+from service.gate import Gate
 from service.health import Health
 from service.mapping_source import MappingSource
+from service.outbox.base import DeadLetterFilter, Outbox
 from service.outbox.room import Bounds
 from service.outbox.sqlite import SqliteOutbox
 from service.pointillist import connect
 from service.relay import Relay
 from service.rpc import Calls
-from service.server import listen, make_health_server, make_server
+from service.server import exposure, listen, make_health_server, make_server
 from service.settings import Listen, Settings, TokenSource, effective
-from service.telemetry import Metrics, start_metrics_server
+from service.telemetry import Metrics, set_log_level, start_metrics_server
+from service.tls import TlsFiles
+from service.tracing import start_tracing
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
+BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do
+QUIET_BEFORE_STOP = 0.2  # seconds in which calls that gRPC has queued get their UNAVAILABLE, and not its CANCELLED
 LAST_ANSWERS_GRACE = 0.5  # seconds for the last answers to leave, after their calls have ended
 
 log = structlog.get_logger()
+
+
+class FollowedFile(Protocol):
+    """What is read from a file, and again when the file changes."""
+
+    problem: str | None
+
+    def has_changed(self) -> bool:
+        """Whether the file is another one than the last that was read."""
+
+    def reload(self) -> bool:
+        """Read it again; returns whether it was taken up."""
 
 
 class App:
@@ -39,12 +62,16 @@ class App:
         """Read what can be read before anything runs.
 
         Raises:
-            SettingsError: the token or an address cannot be used.
+            SettingsError: the token, a certificate or the callers file cannot be used.
             MappingFileError: the mapping file cannot be used.
         """
         self._settings = settings
         self._token: TokenSource = settings.require_token()
         self._mapping = MappingSource(settings.mapping_file)
+        self._callers = None if settings.callers_file is None else CallersFile(settings.callers_file)
+        self._tls: TlsFiles | None = None
+        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+            self._tls = TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self.grpc_listen: Listen | None = None
@@ -63,6 +90,8 @@ class App:
         """
         settings, clock, metrics = self._settings, SystemClock(), Metrics()
         log.info("settings", **effective(settings))
+        if advice := exposure(settings):
+            log.warning("other machines can reach the gRPC port", address=str(settings.grpc_listen), advice=advice)
         async with contextlib.AsyncExitStack() as stack:
             outbox = SqliteOutbox(
                 settings.outbox_path,
@@ -102,17 +131,24 @@ class App:
             service = EventService(
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
-            health = Health(is_ready=lambda: outbox.full() is None, is_getting_through=lambda: flow.is_getting_through)
-            calls = Calls()
+            health = Health(
+                is_ready=lambda: outbox.full() is None,
+                is_getting_through=lambda: flow.is_getting_through,
+                beat=metrics.heartbeats["health"].inc,
+            )
+            calls = self._calls(clock, metrics)
+            if calls.tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, calls.tracing.close)
             dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
             server = make_server(
                 [event_service.handlers(service, calls), dead_letter_service.handlers(dead_letters, calls)],
                 [event_service.SERVICE_NAME, dead_letter_service.SERVICE_NAME],
                 health,
                 reflect=settings.reflection,
+                gate=calls.gate,
             )
             stack.push_async_callback(server.stop, LAST_ANSWERS_GRACE)
-            self.grpc_listen = listen(server, "POINTILLIST_GRPC_LISTEN", settings.grpc_listen)
+            self.grpc_listen = listen(server, "POINTILLIST_GRPC_LISTEN", settings.grpc_listen, self._tls)
             metrics_server = start_metrics_server(settings.metrics_listen, metrics)
             stack.callback(metrics_server.stop)
             if settings.health_listen is not None:
@@ -123,7 +159,15 @@ class App:
                 log.info("health is served alone", address=str(health_listen))
 
             relaying = asyncio.create_task(relay.run())
-            watching = [asyncio.create_task(health.run()), asyncio.create_task(self._reload(flow, relay, metrics))]
+            watching = [
+                asyncio.create_task(loop)
+                for loop in (
+                    health.run(),
+                    self._reload(flow, relay, metrics),
+                    _wake_relay(relay),
+                    _beat_writer(outbox, metrics),
+                )
+            ]
             await health.look()
             await server.start()
             log.info("serving", address=str(self.grpc_listen), metrics=str(metrics_server.listen or "off"))
@@ -136,6 +180,7 @@ class App:
             await self._delay()
             service.drain()
             await asyncio.gather(calls.ended(settings.shutdown_grace), relay.stop(settings.shutdown_grace))
+            await asyncio.sleep(QUIET_BEFORE_STOP)
             await server.stop(LAST_ANSWERS_GRACE)
             for task in (stopping, *watching):
                 task.cancel()
@@ -144,6 +189,19 @@ class App:
                     await task
         log.info("stopped", waiting=outbox.stats().events, dead_letters=outbox.stats().dead_letters)
 
+    def _calls(self, clock: Clock, metrics: Metrics) -> Calls:
+        """What every call passes: who may call, and what is counted, logged and traced of it."""
+        gate: Gate | None = None
+        if self._callers is not None:
+            gate = Gate(self._callers.current, clock.steady, metrics.rpc.count_caller)
+            metrics.rpc.name_callers(self._callers.current().names)
+        return Calls(
+            gate=gate,
+            metrics=metrics.rpc,
+            access_log=AccessLog(clock.steady),
+            tracing=start_tracing(os.environ),
+        )
+
     async def _delay(self) -> None:
         """Serve on while load balancers learn that this server goes; a second signal ends the wait."""
         self._stop.clear()
@@ -151,17 +209,20 @@ class App:
             await asyncio.wait_for(self._stop.wait(), self._settings.shutdown_delay)
 
     def reload(self) -> None:
-        """Read the files again now that settings name: the token and the mapping."""
+        """Read the files again now that settings name: the token, the mapping, certificates and callers."""
         self._hangup.set()
 
     async def _reload(self, flow: Flow, relay: Relay, metrics: Metrics) -> None:
-        """Take up a token and a mapping that changed, and such as an operator asks for."""
+        """Take up what changed in the files, and all of it when an operator asks."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hangup.wait(), RELOAD_INTERVAL)
             is_asked = self._hangup.is_set()
             self._hangup.clear()
             self._reload_token(flow, relay, is_asked=is_asked)
+            _follow(self._tls, "certificates", is_asked=is_asked)
+            if _follow(self._callers, "callers", is_asked=is_asked) and self._callers is not None:
+                metrics.rpc.name_callers(self._callers.current().names)
             if is_asked or self._mapping.has_changed():
                 taken_up = self._mapping.reload()
                 metrics.mapping_reloads["taken_up" if taken_up else "refused"].inc()
@@ -182,6 +243,36 @@ class App:
             relay.look()
         if self._token.problem and self._token.problem != problem:
             log.warning("the API token could not be read again", why=self._token.problem)
+
+
+def _follow(file: FollowedFile | None, name: str, *, is_asked: bool) -> bool:
+    """Read a file again where it changed or an operator asks; returns whether it was taken up."""
+    if file is None or not (is_asked or file.has_changed()):
+        return False
+    if file.reload():
+        log.info("file read again", file=name)
+        return True
+    log.error("file refused; what was read before stays in force", file=name, why=file.problem)
+    return False
+
+
+async def _wake_relay(relay: Relay) -> None:
+    """Have the relay's loop turn when there is nothing to do too, so that its heartbeat stops only when it is stuck."""
+    while True:
+        relay.look()
+        await asyncio.sleep(BEAT_INTERVAL)
+
+
+async def _beat_writer(outbox: Outbox, metrics: Metrics) -> None:
+    """Show that the outbox's writer answers; what it is asked for touches no event and costs no fsync."""
+    nothing = DeadLetterFilter(ids=())
+    while True:
+        try:
+            await outbox.list_dead_letters(nothing, after=0, limit=0)
+            metrics.heartbeats["writer"].inc()
+        except Exception as error:  # noqa: BLE001  # a store that fails is no beat, and ends nothing
+            log.debug("the outbox did not answer a heartbeat", why=str(error))
+        await asyncio.sleep(BEAT_INTERVAL)
 
 
 def _tell(flow: Flow, metrics: Metrics) -> None:
@@ -213,7 +304,14 @@ def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, c
 
 
 def serve(settings: Settings, started: Callable[[App], None] = lambda _: None) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the token and the mapping again."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the files again, and SIGUSR1 turns debug lines on and off."""
+    other_level = "info" if settings.log_level == "debug" else "debug"
+    levels = itertools.cycle((other_level, settings.log_level))
+
+    def change_log_level() -> None:
+        level = next(levels)
+        set_log_level(level)
+        log.info("log level changed", level_now=level)
 
     async def run() -> None:
         app = App(settings)
@@ -221,6 +319,7 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None) -
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop)
         loop.add_signal_handler(signal.SIGHUP, app.reload)
+        loop.add_signal_handler(signal.SIGUSR1, change_log_level)
         await app.run(started)
 
     uvloop.run(run())

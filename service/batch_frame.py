@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 
 class BatchFrame(Protocol):
@@ -39,3 +40,11 @@ def read_batch(request: bytes) -> BatchFrame:
         google.protobuf.message.DecodeError: the bytes are not a BatchSendRequest.
     """
     return cast("BatchFrame", _BatchFrame.FromString(request))  # type: ignore[attr-defined]
+
+
+def count_events(request: bytes) -> int:
+    """How many events a request holds; bytes that do not parse, which an answer costs too, count as one."""
+    try:
+        return len(read_batch(request).events)
+    except DecodeError:
+        return 1

@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from service import faults
-from service.batch_frame import read_batch
+from service.batch_frame import count_events, read_batch
 from service.budget import ByteBudget
 from service.clock import Clock
 from service.deliveries import Deliveries
@@ -26,18 +26,18 @@ from service.integrations import is_sent
 from service.mapping import Mapping
 from service.message_id import new_message_id
 from service.outbox.base import Entry, Outbox
-from service.rpc import Calls, Context, parse, stream, unary
+from service.rpc import END_OF_STREAM, Calls, Context, Stream, parse, stream, unary
 from service.telemetry import Metrics
 from service.validation import Violation, violations
 
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
+BATCH_EVENTS_MOST = 10_000  # in one request; each may cost an answer a rejection of some hundred bytes
 BATCH_BYTES_MOST = 64 * 1024 * 1024  # of batches that were read and not answered yet, over all streams
 STREAM_IDLE_MOST = 600.0  # seconds
 FULL_PAUSE_MOST = 0.1  # seconds before a batch that found no room looks again
 TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
 IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
-END_OF_STREAM: object = grpc.aio.EOF
 
 Message: TypeAlias = event_pb2.Track | event_pb2.Identify
 
@@ -162,13 +162,13 @@ class EventService:
 
     # -- a stream of batches
 
-    async def batch_send(self, _: object, context: Context) -> None:
+    async def batch_send(self, both: Stream) -> None:
         """Take batches. One task reads ahead; answers are written in the order of the requests."""
         answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(BATCHES_AHEAD)
-        reader = asyncio.create_task(self._read(context, answers))
+        reader = asyncio.create_task(self._read(both, answers))
         try:
             while (answer := await answers.get()) is not None:
-                await context.write(await answer)
+                await both.write(await answer)
             await reader
         finally:
             reader.cancel()
@@ -176,13 +176,13 @@ class EventService:
                 if (unanswered := answers.get_nowait()) is not None:
                     unanswered.cancel()
 
-    async def _read(self, context: Context, answers: "asyncio.Queue[asyncio.Future[bytes] | None]") -> None:
+    async def _read(self, both: Stream, answers: "asyncio.Queue[asyncio.Future[bytes] | None]") -> None:
         """Read until the caller ends, or the server does; while there is no room, read nothing."""
         try:
             while True:
                 if self._outbox.full() is not None:
                     await self._unless_draining(self._outbox.has_room())
-                request = await self._read_request(context)
+                request = await self._read_request(both)
                 if request is END_OF_STREAM:
                     return
                 if not self._budget.take_now(len(request)):
@@ -196,11 +196,11 @@ class EventService:
     def _give_back(self, size: int, _: "asyncio.Future[bytes]") -> None:
         self._budget.give_back(size)
 
-    async def _read_request(self, context: Context) -> bytes:
+    async def _read_request(self, both: Stream) -> bytes:
         """Read one request; a stream on which nothing comes for long is ended."""
         if self._draining.is_set():
             raise faults.shutting_down()
-        read: asyncio.Future[bytes] = asyncio.ensure_future(context.read())
+        read: asyncio.Future[bytes] = asyncio.ensure_future(both.read())
         idle = asyncio.get_running_loop().call_later(STREAM_IDLE_MOST, read.cancel)
         self._reading.add(read)
         try:
@@ -221,6 +221,9 @@ class EventService:
             frame = read_batch(request)
         except DecodeError as error:
             raise faults.unparsable("BatchSendRequest") from error
+        if len(frame.events) > BATCH_EVENTS_MOST:
+            too_many = f"has {len(frame.events)} events; {BATCH_EVENTS_MOST} are allowed in one request"
+            raise faults.invalid([Violation("events", too_many)])
         response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
         entries: list[Entry] = []
         accepted_at = self._now()
@@ -334,8 +337,10 @@ def handlers(service: EventService, calls: Calls) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
-            "Track": grpc.unary_unary_rpc_method_handler(unary(calls, service.track)),
-            "Identify": grpc.unary_unary_rpc_method_handler(unary(calls, service.identify)),
-            "BatchSend": grpc.stream_stream_rpc_method_handler(stream(calls, service.batch_send)),
+            "Track": grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Track", service.track)),
+            "Identify": grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Identify", service.identify)),
+            "BatchSend": grpc.stream_stream_rpc_method_handler(
+                stream(calls, SERVICE_NAME, "BatchSend", service.batch_send, count_events)
+            ),
         },
     )

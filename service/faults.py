@@ -118,3 +118,35 @@ def deadline_passed(message_id: str) -> Fault:
 def unforeseen() -> Fault:
     """INTERNAL for a fault of ours; its traceback is in the log."""
     return Fault(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")
+
+
+def stream_too_old(seconds: float) -> Fault:
+    """UNAVAILABLE for a stream that has lived long enough, so that callers spread over new replicas too."""
+    message = f"a stream ends after {seconds / 60:.0f} minutes; open a new one, and go on with what is unanswered"
+    return Fault(code_pb2.UNAVAILABLE, "STREAM_TOO_OLD", message, retry_after=0.0)
+
+
+def no_token() -> Fault:
+    """UNAUTHENTICATED for a call without a token."""
+    message = "no token: send the metadata authorization with the value 'Bearer TOKEN'"
+    return Fault(code_pb2.UNAUTHENTICATED, "NO_TOKEN", message)
+
+
+def unknown_token() -> Fault:
+    """UNAUTHENTICATED for a token that is nobody's; the message does not repeat it."""
+    message = "the token is nobody's: expected the metadata authorization with the value 'Bearer TOKEN'"
+    return Fault(code_pb2.UNAUTHENTICATED, "UNKNOWN_TOKEN", message)
+
+
+def not_allowed(caller: str, path: str) -> Fault:
+    """PERMISSION_DENIED for a caller that may call other methods, but not this one."""
+    message = f"{caller} may not call {path.lstrip('/')}; an operator can allow it in the callers file"
+    return Fault(code_pb2.PERMISSION_DENIED, "NOT_ALLOWED", message, metadata={"caller": caller})
+
+
+def over_rate(caller: str, per_second: float, retry_after: float) -> Fault:
+    """RESOURCE_EXHAUSTED for a caller over its own rate."""
+    message = f"{caller} is over its rate of {per_second:g} events a second"
+    return Fault(
+        code_pb2.RESOURCE_EXHAUSTED, "OVER_RATE", message, metadata={"caller": caller}, retry_after=retry_after
+    )

@@ -28,15 +28,23 @@ log = structlog.get_logger()
 class Health:
     """The health of one server."""
 
-    def __init__(self, *, is_ready: Callable[[], bool], is_getting_through: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        is_ready: Callable[[], bool],
+        is_getting_through: Callable[[], bool],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make it NOT_SERVING but for `liveness`.
 
         Args:
             is_ready: whether new events can be accepted.
             is_getting_through: whether the relay is getting through to Pointillist.
+            beat: called at each look, to show that they go on.
         """
         self._is_ready = is_ready
         self._is_getting_through = is_getting_through
+        self._beat = beat
         self._servicer = HealthServicer()
         self._draining = False
         self._shown: dict[str, bool] = {}
@@ -50,6 +58,7 @@ class Health:
         await self._show(LIVENESS, serving=True)
         while True:
             await self.look()
+            self._beat()
             await asyncio.sleep(INTERVAL)
 
     async def look(self) -> None:

@@ -22,7 +22,8 @@ from service.pointillist import Pointillist
 from service.retry import RetryDecision, Verdict, decide
 from service.telemetry import Metrics
 
-WINDOW_MOST = 512  # events held in memory, waiting for a lane
+WINDOW_MOST = 1024  # events held in memory, waiting for a lane
+WINDOW_LANES = 8  # events held for each lane; with fewer the lanes run dry while the outbox is read
 FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
 log = structlog.get_logger()
@@ -91,7 +92,9 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until `stop`."""
+        beat = self._metrics.heartbeats["relay"].inc
         while not self._stopping:
+            beat()
             self._wake.clear()
             self._check_dead_letters()
             await self._refill()
@@ -117,7 +120,7 @@ class Relay:
         if limit == 0:
             return
         is_probing = self._flow.state is State.PROBING
-        wanted = (1 if is_probing else min(2 * limit, WINDOW_MOST)) - len(self._window)
+        wanted = (1 if is_probing else min(WINDOW_LANES * limit, WINDOW_MOST)) - len(self._window)
         if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._lanes):
             return
         self._may_have_more = False
@@ -165,7 +168,7 @@ class Relay:
             if len(self._lanes) > limit:
                 return
             stored = window.popleft()
-            if len(window) < limit and self._may_have_more:
+            if self._may_have_more and len(window) < WINDOW_LANES * limit // 2:
                 self._wake.set()
             try:
                 await self._deliver(stored)

@@ -162,7 +162,22 @@ class Settings(BaseSettings):
     """Where health alone is served, for probes that cannot use the gRPC port; empty leaves it on the gRPC port."""
 
     reflection: Switch = True
-    """Whether the server describes its contract, so that `grpcurl` needs no proto files."""
+    """Whether the server describes its contract, so that `grpcurl` needs no proto files; with a callers file, to
+    callers that it names."""
+
+    tls_cert_file: ReadableFile | None = None
+    """A PEM file with the server's certificate and those between it and its authority; it turns TLS on. It, the key and
+    the client CA are read again when they change."""
+
+    tls_key_file: ReadableFile | None = None
+    """A PEM file with the certificate's private key."""
+
+    tls_client_ca_file: ReadableFile | None = None
+    """A PEM file of authorities; callers must then show a certificate that one of them has signed."""
+
+    callers_file: ReadableFile | None = None
+    """A TOML file that names who may call: the SHA-256 of each caller's token, its methods and its rate. It is read
+    again when it changes. Without it, whoever reaches the port may call."""
 
     outbox_url: OutboxUrl = "sqlite:///outbox.db"
     """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute."""
@@ -219,6 +234,16 @@ class Settings(BaseSettings):
     def _one_token(self) -> Self:
         if self.api_token is not None and self.api_token_file is not None:
             raise ValueError("POINTILLIST_API_TOKEN and POINTILLIST_API_TOKEN_FILE are both set: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("POINTILLIST_TLS_CERT_FILE and POINTILLIST_TLS_KEY_FILE: one is set: set both or neither")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError(
+                "POINTILLIST_TLS_CLIENT_CA_FILE: says nothing without POINTILLIST_TLS_CERT_FILE and _TLS_KEY_FILE"
+            )
         return self
 
     @property

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from structlog.types import EventDict, Processor, WrappedLogger
 
 from service.errors import SettingsError
+from service.rpc_metrics import RpcMetrics
 from service.settings import Listen
 
 EventOutcome = Literal["accepted", "duplicate", "filtered", "rejected", "validated"]
@@ -32,6 +33,7 @@ DeadLetterReason = Literal["refused", "max_age"]
 PauseReason = Literal["setup", "refusals", "outage", "dead_letters_full"]
 RelayState = Literal["flowing", "probing", "paused"]
 ReloadOutcome = Literal["taken_up", "refused"]
+Loop = Literal["relay", "writer", "health"]
 
 _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_args(AnswerClass)}
 
@@ -86,6 +88,13 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))
     logging.captureWarnings(capture=True)
+
+
+def set_log_level(level: str) -> None:
+    """Leave out what is less serious than `level` from now on; libraries stay at `warning` and above."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
+    logging.getLogger().setLevel(max(threshold, logging.WARNING))
 
 
 def _render_json(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:
@@ -172,6 +181,11 @@ class Metrics:
             "outcome",
             ReloadOutcome,
         )
+        self.heartbeats: dict[Loop, Counter] = self._counters(
+            "heartbeat_total", "Turns of each loop; each rises at least once a second unless it is stuck.", "loop", Loop
+        )
+        self.rpc = RpcMetrics()
+        self.registry.register(self.rpc)
         self.relay_state = Enum(
             "pointillist_destination_relay_state",
             "Whether the relay delivers, probes or is paused.",

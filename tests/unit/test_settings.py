@@ -44,6 +44,10 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         "metrics_listen": "127.0.0.1:9464",
         "health_listen": "off",
         "reflection": "true",
+        "tls_cert_file": "not set",
+        "tls_key_file": "not set",
+        "tls_client_ca_file": "not set",
+        "callers_file": "not set",
         "outbox_url": "sqlite:///outbox.db",
         "outbox_max_bytes": "10GiB",
         "outbox_max_events": "not set",
@@ -222,7 +226,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_right_name() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["POINTILLIST_DESTINATION", "POINTILLIST_PORT", "POINTILLIST_TLS_CERT_FILE"])
+@pytest.mark.parametrize("name", ["POINTILLIST_DESTINATION", "POINTILLIST_PORT", "POINTILLIST_TLS_CIPHERS"])
 def test_nothing_but_service_links_is_ignored(name: str) -> None:
     assert refusal({name: TOKEN}).startswith(f"{name}: there is no such setting; the nearest is POINTILLIST_")
     assert TOKEN not in refusal({name: TOKEN})
