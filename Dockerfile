@@ -5,7 +5,7 @@ COPY service service
 COPY generated generated
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
-    && /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./generated .
 
 FROM python:3.13-slim-bookworm
 LABEL org.opencontainers.image.title="pointillist-destination" \
