@@ -33,11 +33,15 @@ _File = Annotated[str, typer.Argument(metavar="FILE", help="Segment JSON, a mess
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
-    # The gRPC library's own lines on standard error say nothing that ours do not say better.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    cli_errors.run(_run)
+
+
+def _run() -> None:
     if sys.argv[1:2] != ["map"]:  # its start is the one that matters, as it may run once for every file
-        _add_dead_letters()
-    cli_errors.run(commands)
+        from service import dead_letter_commands
+
+        commands.add_typer(dead_letter_commands.commands, name="dead-letters")
+    commands()
 
 
 def _say_version(asked: bool) -> None:
@@ -240,9 +244,3 @@ def _mapping_file(given: Path | None) -> Path | None:
 
         return load_settings(os.environ).mapping_file
     return given
-
-
-def _add_dead_letters() -> None:
-    from service import dead_letter_commands
-
-    commands.add_typer(dead_letter_commands.commands, name="dead-letters")

@@ -52,6 +52,8 @@ def run(command: Callable[[], object]) -> None:
     Raises:
         SystemExit: always.
     """
+    # The gRPC library's own lines on standard error say nothing that ours do not say better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         command()
     except PointillistDestinationError as error:

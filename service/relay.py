@@ -97,9 +97,10 @@ class Relay:
             beat()
             self._wake.clear()
             self._check_dead_letters()
-            await self._refill()
+            now = self._clock.steady()
+            await self._refill(now)
             self._open_lanes()
-            await self._sleep(self._next_change())
+            await self._sleep(self._next_change(now))
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; let what is in flight end for `grace` seconds, then leave it to the next start."""
@@ -113,9 +114,8 @@ class Relay:
 
     # -- taking
 
-    async def _refill(self) -> None:
+    async def _refill(self, now: float) -> None:
         """Fill the window from the outbox, as far as the flow allows."""
-        now = self._clock.steady()
         limit = self._flow.limit(now)
         if limit == 0:
             return
@@ -129,9 +129,12 @@ class Relay:
         if len(events) == wanted:
             self._may_have_more = True
 
-    def _next_change(self) -> float | None:
-        """Seconds until time alone changes what may be sent; None where it does not."""
-        now = self._clock.steady()
+    def _next_change(self, now: float) -> float | None:
+        """Seconds until time alone changes what may be sent; None where it does not.
+
+        Args:
+            now: when the window was last filled; a later moment might already have let it be filled further.
+        """
         opens_at = self._flow.opens_at(now)
         if opens_at is not None:
             return opens_at - now
