@@ -6,6 +6,7 @@ Requests arrive as bytes, so that what does not parse gets an answer of ours and
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -69,6 +70,7 @@ class EventService:
         self._metrics = metrics
         self._clock = clock
         self._draining = asyncio.Event()
+        self._waiting_for_room = asyncio.Lock()
         self._reading: set[asyncio.Future[bytes]] = set()
         self._budget = ByteBudget(BATCH_BYTES_MOST)
 
@@ -250,13 +252,21 @@ class EventService:
         return response.SerializeToString()
 
     async def _put(self, entries: Sequence[Entry]) -> list[bool]:
-        """Store events; a batch that was read waits for room, and does not fail for want of it."""
-        while True:
-            try:
+        """Store events; a batch that was read waits for room, and does not fail for want of it.
+
+        Those that wait get room in the order they came in: an answer that waits for room would else wait for those
+        behind it, too, which need it just as much.
+        """
+        if not self._waiting_for_room.locked():
+            with contextlib.suppress(OutboxFullError):
                 return await self._outbox.put(entries)
-            except OutboxFullError as error:
-                await self._unless_draining(asyncio.sleep(min(error.retry_after, FULL_PAUSE_MOST)))
+        async with self._waiting_for_room:
+            while True:
                 await self._unless_draining(self._outbox.has_room())
+                try:
+                    return await self._outbox.put(entries)
+                except OutboxFullError as error:
+                    await self._unless_draining(asyncio.sleep(min(error.retry_after, FULL_PAUSE_MOST)))
 
     async def _unless_draining(self, awaitable: Awaitable[object]) -> None:
         """Await something.

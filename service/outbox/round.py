@@ -14,6 +14,8 @@ class Round:
     """What one turn does: settle, put and call in one transaction, then read."""
 
     puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
+    put_events: int = 0
+    put_bytes: int = 0
     acks: list[Stored] = field(default_factory=list)
     naks: list[tuple[Stored, int, int, bool]] = field(default_factory=list)
     terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
@@ -25,6 +27,12 @@ class Round:
     """Events that it put, for the tail."""
     stuck: bool = False
     """Whether its settlements could not be written, and are to be tried again."""
+
+    def put(self, entries: Sequence[Entry], future: "asyncio.Future[list[bool]]") -> None:
+        """Have it put events."""
+        self.puts.append((entries, future))
+        self.put_events += len(entries)
+        self.put_bytes += sum(len(entry.payload) for entry in entries)
 
     def settlements(self) -> int:
         """How many events it settles."""

@@ -73,8 +73,7 @@ class SqliteOutbox:
         self._writing: Round | None = None
         self._tail = Tail()
         self._due_at = -inf  # milliseconds; the store holds no event that is due before
-        self._queued_events = 0  # events and bytes put but not committed yet
-        self._queued_bytes = 0
+        self._counts = self._file.counts  # as of the last round that came back, on the event loop's side
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
@@ -94,16 +93,9 @@ class SqliteOutbox:
         """Store events and return once they are fsynced. See Outbox.put."""
         self._refuse_when_full()
         future: asyncio.Future[list[bool]] = self._loop.create_future()
-        self._next.puts.append((entries, future))
-        size = sum(len(entry.payload) for entry in entries)
-        self._queued_events += len(entries)
-        self._queued_bytes += size
+        self._next.put(entries, future)
         self._schedule()
-        try:
-            return await future
-        finally:
-            self._queued_events -= len(entries)
-            self._queued_bytes -= size
+        return await future
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
         """Lease events. See Outbox.fetch."""
@@ -155,7 +147,7 @@ class SqliteOutbox:
 
     def stats(self) -> Stats:
         """What is held. See Outbox.stats."""
-        counts = self._file.counts
+        counts = self._counts
         coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
         return Stats(counts.events, counts.bytes, self._oldest_at, counts.dead_letters + coming)
 
@@ -209,15 +201,18 @@ class SqliteOutbox:
 
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
-        counts = self._file.counts
-        return self._room.full(counts.events + self._queued_events, counts.bytes + self._queued_bytes)
+        events, size = self._counts.events, self._counts.bytes
+        for queued in (self._next, self._writing):
+            if queued is not None:
+                events, size = events + queued.put_events, size + queued.put_bytes
+        return self._room.full(events, size)
 
     def _refuse_when_full(self) -> None:
         if self._closed:
             message = "the outbox is closed"
             raise OutboxFullError(message, DELAY)
         if (reason := self.full()) is not None:
-            raise OutboxFullError(reason, self._room.retry_after(self._file.counts.events))
+            raise OutboxFullError(reason, self._room.retry_after(self._counts.events))
 
     # -- the end
 
@@ -282,6 +277,7 @@ class SqliteOutbox:
     def _finished(self, done: Round) -> None:
         """Take a round back, on the event loop."""
         self._writing = None
+        self._counts = self._file.counts
         following = self._next
         if done.stuck:  # what could not be settled is settled with the next round
             following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms

@@ -70,6 +70,20 @@ async def test_puts_under_way_count_as_held(path: Path, clock: HandClock) -> Non
         assert sum(isinstance(result, OutboxFullError) for result in results) == 20
 
 
+async def test_puts_that_are_being_committed_are_not_counted_twice(path: Path, clock: HandClock) -> None:
+    async with opened(path, clock, bounds=Bounds(events=20)) as outbox:
+        for number in range(50):
+            # when half of what there is room for is put
+            putting = asyncio.create_task(outbox.put(entries(10, first=10 * number)))
+            while not putting.done():
+                # then at no moment is the outbox full
+                assert outbox.full() is None
+                await asyncio.sleep(0)
+            for stored in await outbox.fetch(10):
+                outbox.ack(stored)
+            await outbox.flush()
+
+
 async def test_a_disk_below_its_floor_refuses_until_there_is_clearly_more(path: Path, clock: HandClock) -> None:
     free = [1000]
     asked: list[Path] = []
