@@ -47,7 +47,11 @@ check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	$(MAKE) stubs-into FOLDER="$$folder"; \
 	diff -r $(BY_HAND) "$$folder" generated \
 	|| { echo 'generated/ is not what proto/ says; make generate puts that right' >&2; exit 1; }
-	@if [ -f Dockerfile ]; then set -x; $(BIN)/hadolint Dockerfile; fi
+	$(BIN)/hadolint Dockerfile
+	@if command -v promtool >/dev/null; then set -x; promtool check config deploy/prometheus/prometheus.yaml; \
+	promtool test rules deploy/prometheus/alerts_test.yaml; else echo 'promtool is not here: alerts unchecked'; fi
+	@if command -v kubectl >/dev/null; then set -x; kubectl kustomize deploy/kubernetes >/dev/null; \
+	else echo 'kubectl is not here: the kustomization is unchecked'; fi
 
 generate: $(DEVELOPMENT)  ## makes the stubs in generated/ from proto/
 	@$(MAKE) stubs-into FOLDER=generated

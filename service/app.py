@@ -134,7 +134,7 @@ class App:
             health = Health(
                 is_ready=lambda: outbox.full() is None,
                 is_getting_through=lambda: flow.is_getting_through,
-                beat=metrics.heartbeats["health"].inc,
+                beat=lambda: _beat_health(outbox, metrics),
             )
             calls = self._calls(clock, metrics)
             if calls.tracing is not None:
@@ -254,6 +254,11 @@ def _follow(file: FollowedFile | None, name: str, *, is_asked: bool) -> bool:
         return True
     log.error("file refused; what was read before stays in force", file=name, why=file.problem)
     return False
+
+
+def _beat_health(outbox: Outbox, metrics: Metrics) -> None:
+    metrics.heartbeats["health"].inc()
+    metrics.ready.set(outbox.full() is None)
 
 
 async def _wake_relay(relay: Relay) -> None:

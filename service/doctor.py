@@ -123,11 +123,13 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
     try:
         found = look(path)
     except PointillistDestinationError as error:
-        advice = "serve leaves such a file as it is; move it away with its -wal file, and try sqlite3's .recover on it"
+        advice = "serve says the same at its start; docs/runbook.md says how to save the events of a damaged file"
         yield Finding("outbox", Grade.ERROR, str(error), advice)
         return
     if found.problems:
-        advice = "stop the server, copy the file away with its -wal file, and try sqlite3's .recover on the copy"
+        advice = (
+            "stop the server, and copy the file away with its -wal file; docs/runbook.md says how to save its events"
+        )
         yield Finding("integrity", Grade.ERROR, "; ".join(found.problems), advice)
     else:
         yield Finding("integrity", Grade.OK, "the database is sound")

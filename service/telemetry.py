@@ -151,8 +151,9 @@ class Metrics:
             buckets=DELIVERY_BUCKETS,
             registry=self.registry,
         )
+        self.ready = self._gauge("ready", "1 while new events can be accepted, else 0.")
         self.outbox_events = self._gauge("outbox_events", "Events in the outbox that are not settled.")
-        self.outbox_bytes = self._gauge("outbox_bytes", "What the outbox takes on disk.")
+        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of the events in the outbox, as they were sent.")
         self.outbox_oldest_age = self._gauge(
             "outbox_oldest_age_seconds", "Age of the oldest event that is not settled; 0 when there is none."
         )

@@ -79,7 +79,7 @@ def damaged(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
     """What to say of a file that SQLite cannot make sense of."""
     return OutboxUnusableError(
         f"outbox {path}: {error}; it is damaged or not an outbox. Move it away together with its -wal file"
-        " (sqlite3's .recover may save its events), or set POINTILLIST_OUTBOX_URL to another file"
+        " (docs/runbook.md says how to save its events), or set POINTILLIST_OUTBOX_URL to another file"
     )
 
 

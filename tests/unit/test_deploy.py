@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import pytest
 
 from service.health import LIVENESS
 from service.mapping_file import load_mapping
+from service.outbox.sqlite_open import APPLICATION_ID, SCHEMA_VERSION
 from service.sandbox import Sandbox
 from service.settings import Settings, load_settings
 from service.units import parse_duration
@@ -33,8 +35,7 @@ JOB: Final = "pointillist-destination"
 EXPOSURE_MOST: Final = "20"  # tenths, as systemd-analyze's threshold has them
 KUBERNETES_OLDEST: Final = "1.27"  # the first in which probes may speak gRPC without a feature gate
 PROMQL_WORDS: Final = {"and", "or", "unless", "by", "without", "on", "ignoring", "offset", "bool"}
-# Made by Prometheus itself.
-PROMETHEUS_METRICS: Final = {"up", "ALERTS"}
+PROMETHEUS_METRICS: Final = {"up", "ALERTS"}  # made by Prometheus itself
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +77,9 @@ def panels() -> list[dict[str, Any]]:
 def dashboard_queries() -> list[str]:
     """What the panels ask, with Grafana's own variables filled in."""
     queries = [target["expr"] for panel in panels() for target in panel["targets"]]
-    return [query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*") for query in queries]
+    return [
+        query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*") for query in queries
+    ]
 
 
 def metric_names(query: str) -> set[str]:
@@ -86,14 +89,12 @@ def metric_names(query: str) -> set[str]:
 
 
 async def test_dashboard_alerts_and_run_book_name_metrics_that_a_server_serves(tmp_path: Path) -> None:
-    # given a server
+    # given what a server serves
     sandbox = Sandbox(api_token=TOKEN)
     await sandbox.start("127.0.0.1", 0)
     callers = tmp_path / "callers.toml"
     callers.write_text(f'[callers.checkout]\nsha256 = "{"0" * 64}"\n')
     server = await ServerProcess.start(settings_for(tmp_path / "outbox.db", sandbox, callers_file=str(callers)))
-
-    # when its metrics are read
     served = await server.metrics()
     await server.stop()
     await sandbox.stop()
@@ -118,18 +119,13 @@ def test_each_panel_says_what_it_shows() -> None:
 
 
 def test_no_two_panels_lie_over_each_other() -> None:
-    # given every panel, rows included
     every = json.loads(DASHBOARD.read_text())["panels"]
-
-    # when each notes the cells that it takes
     cells = [
         (x, y)
         for place in (panel["gridPos"] for panel in every)
         for x in range(place["x"], place["x"] + place["w"])
         for y in range(place["y"], place["y"] + place["h"])
     ]
-
-    # then none is taken twice, none is outside, and none has another's number
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
     assert len({panel["id"] for panel in every}) == len(every)
@@ -157,7 +153,7 @@ def test_each_alert_is_seen_to_fire_by_a_test() -> None:
 
 
 def test_each_alert_has_its_chapter_in_the_run_book_and_no_chapter_is_left_over() -> None:
-    chapters = set(re.findall(rf"^### ({'Pointillist'}\w+)$", RUNBOOK.read_text(), re.MULTILINE))
+    chapters = set(re.findall(r"^### (Pointillist\w+)$", RUNBOOK.read_text(), re.MULTILINE))
     assert chapters == set(alerts())
     for name, rule in alerts().items():
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
@@ -166,9 +162,8 @@ def test_each_alert_has_its_chapter_in_the_run_book_and_no_chapter_is_left_over(
 
 def test_the_numbers_in_the_alerts_are_the_defaults_of_the_settings() -> None:
     settings = load_settings({})
-    assert settings.outbox_max_bytes == 10 * 1024**3
+    assert (settings.outbox_max_bytes, settings.max_age) == (10 * 1024**3, 7 * 86400)
     assert settings.dead_letter_max_events == 1_000_000
-    assert settings.max_age == 7 * 86400
     for name in ("OutboxFilling", "OutboxFull"):
         assert "10 * 1024 ^ 3" in alerts()[f"PointillistDestination{name}"]["expr"]
     assert "0.8 * 1000000" in alerts()["PointillistDestinationDeadLettersNearQuota"]["expr"]
@@ -215,14 +210,9 @@ def pod_settings(folder: Path) -> Settings:
     return load_settings(variables(image | own, folder))
 
 
-def versions_of_kubernetes() -> list[str]:
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is a development dependency")
-    return [KUBERNETES_OLDEST, str(validate.latest_version())]
-
-
 def test_kubernetes_would_take_the_manifests() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is a development dependency")
-    for version in versions_of_kubernetes():
+    for version in (KUBERNETES_OLDEST, str(validate.latest_version())):
         for it in resources():
             if it["kind"] != "ServiceMonitor":  # of the Prometheus operator, whose schema is not Kubernetes'
                 validate.validate(it, version, strict=True)
@@ -254,33 +244,21 @@ def test_the_pod_is_given_the_time_that_its_shutdown_takes(tmp_path: Path) -> No
 
 
 def test_probes_ask_health_by_the_right_names_on_the_port_without_tls(tmp_path: Path) -> None:
-    container, listen = pod()["containers"][0], pod_settings(tmp_path).health_listen
-    assert listen is not None
-    names = {probe: container[probe]["grpc"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert {it["port"] for it in names.values()} == {listen.port}
-    assert names["startupProbe"]["service"] == names["livenessProbe"]["service"] == LIVENESS
-    assert names["readinessProbe"]["service"] == "pointillist_destination.v1.EventService"
-
-
-def test_the_ports_of_the_pod_are_those_of_the_settings(tmp_path: Path) -> None:
-    settings = pod_settings(tmp_path)
-    assert settings.metrics_listen is not None
-    assert settings.health_listen is not None
-    ports = {port["name"]: port["containerPort"] for port in pod()["containers"][0]["ports"]}
-    assert ports == {
-        "grpc": settings.grpc_listen.port,
-        "metrics": settings.metrics_listen.port,
-        "health": settings.health_listen.port,
-    }
+    container, settings = pod()["containers"][0], pod_settings(tmp_path)
+    listens = {"grpc": settings.grpc_listen, "metrics": settings.metrics_listen, "health": settings.health_listen}
+    ports = {name: listen.port for name, listen in listens.items() if listen is not None}
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == ports
+    alive = {"port": ports["health"], "service": LIVENESS}
+    assert container["startupProbe"]["grpc"] == container["livenessProbe"]["grpc"] == alive
+    ready = {"port": ports["health"], "service": "pointillist_destination.v1.EventService"}
+    assert container["readinessProbe"]["grpc"] == ready
 
 
 def test_the_pod_may_do_nothing_that_it_need_not() -> None:
     spec, container = pod(), pod()["containers"][0]
     assert f"USER {spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}" in DOCKERFILE
-    assert spec["securityContext"]["fsGroup"] == 10001
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["enableServiceLinks"] is False
-    assert spec["automountServiceAccountToken"] is False
+    assert (spec["securityContext"]["fsGroup"], spec["securityContext"]["runAsNonRoot"]) == (10001, True)
+    assert spec["enableServiceLinks"] is spec["automountServiceAccountToken"] is False
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -357,13 +335,9 @@ def test_the_unit_sets_what_is_a_setting_and_leaves_time_to_stop(tmp_path: Path)
 COMPOSE: Final = documents(DEPLOY / "compose.yaml")[0]
 
 
-def test_compose_pins_the_version_of_every_image() -> None:
+def test_compose_pins_the_version_of_every_image_and_mounts_what_is_there() -> None:
     for service in COMPOSE["services"].values():
         assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"])
-
-
-def test_compose_mounts_what_is_there() -> None:
-    for service in COMPOSE["services"].values():
         for source in (volume.split(":")[0] for volume in service.get("volumes", [])):
             assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
 
@@ -373,15 +347,13 @@ def test_compose_gives_the_service_settings_that_fit_the_sandbox() -> None:
     settings = load_settings(service["environment"])
     assert settings.api_url == "http://sandbox:8080/event"
     assert settings.api_token is not None
-    assert settings.api_token.get_secret_value() in sandbox["command"]
-    assert "0.0.0.0:8080" in sandbox["command"]
+    assert {settings.api_token.get_secret_value(), "0.0.0.0:8080"} <= set(sandbox["command"])
     assert parse_duration(service["stop_grace_period"]) > settings.shutdown_delay + settings.shutdown_grace
 
 
 def test_prometheus_in_compose_scrapes_the_service_under_the_name_that_the_alerts_know() -> None:
     (scraped,) = documents(DEPLOY / "prometheus" / "prometheus.yaml")[0]["scrape_configs"]
-    assert scraped["job_name"] == JOB
-    assert scraped["static_configs"] == [{"targets": [f"{JOB}:9464"]}]
+    assert scraped == {"job_name": JOB, "static_configs": [{"targets": [f"{JOB}:9464"]}]}
     assert "POINTILLIST_METRICS_LISTEN=0.0.0.0:9464" in DOCKERFILE
 
 
@@ -392,10 +364,20 @@ def test_grafana_in_compose_finds_the_dashboard_and_prometheus() -> None:
     assert mounts["./grafana/dashboard.json"] == f"{provider['options']['path']}/dashboard.json"
     (source,) = documents(provisioning / "datasources" / "prometheus.yaml")[0]["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    assert "prometheus" in COMPOSE["services"]
 
 
-# -- the run-book
+# -- the run-book and the version
+
+
+def test_the_manifests_name_the_version_of_the_project() -> None:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    (image,) = documents(KUBERNETES / "kustomization.yaml")[0]["images"]
+    assert image["newTag"] == version
+    assert COMPOSE["services"][JOB]["image"] == COMPOSE["services"]["sandbox"]["image"] == f"{JOB}:{version}"
+
+
+def test_the_run_book_marks_a_saved_outbox_as_the_service_does() -> None:
+    assert f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};" in RUNBOOK.read_text()
 
 
 def test_the_run_book_names_settings_and_files_that_there_are() -> None:
@@ -407,11 +389,12 @@ def test_the_run_book_names_settings_and_files_that_there_are() -> None:
 
 
 def test_the_run_book_names_commands_that_there_are() -> None:
-    # given the commands of its blocks
     blocks = re.findall(r"```sh\n(.*?)```", RUNBOOK.read_text(), re.DOTALL)
-    named = {match for block in blocks for match in re.findall(r"pointillist-destination ((?:[a-z][a-z-]*)(?: [a-z]+)?)", block)}
+    named = {
+        match
+        for block in blocks
+        for match in re.findall(r"pointillist-destination ((?:[a-z][a-z-]*)(?: [a-z]+)?)", block)
+    }
     assert {"doctor", "dead-letters list", "dead-letters replay"} <= named
-
-    # then each shows its help, which is not shown of what there is not
     for words in named & {"doctor", "dead-letters list", "dead-letters show", "dead-letters replay", "mapping check"}:
         assert "Usage" in run(sys.executable, "-m", "service", *words.split(), "--help")
