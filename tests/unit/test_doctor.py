@@ -260,7 +260,7 @@ async def test_a_file_with_a_damaged_page_is_an_error_that_says_how_to_save_its_
     # then
     [finding] = [found[name] for name in ("integrity", "outbox") if name in found]
     assert finding.grade is Grade.ERROR
-    assert ".recover" in finding.advice
+    assert "docs/runbook.md" in finding.advice
     assert file.read_bytes() == bytes(damaged)
 
 
