@@ -19,6 +19,7 @@ ENV PATH="/opt/venv/bin:$PATH" \
     PYTHONDONTWRITEBYTECODE=1 \
     POINTILLIST_GRPC_LISTEN=0.0.0.0:50051 \
     POINTILLIST_METRICS_LISTEN=0.0.0.0:9464 \
+    POINTILLIST_HEALTH_LISTEN=127.0.0.1:50052 \
     POINTILLIST_OUTBOX_URL=sqlite:////var/lib/pointillist-destination/outbox.db
 USER 10001:10001
 VOLUME /var/lib/pointillist-destination

@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Callable
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import structlog
 import uvloop
@@ -19,7 +20,7 @@ from service.clock import Clock, SystemClock
 from service.dead_letter_service import DeadLetterService
 from service.deliveries import Deliveries
 from service.event_service import EventService
-from service.flow import Flow, State
+from service.flow import Cause, Flow, State
 from service.gate import Gate
 from service.health import Health
 from service.mapping_source import MappingSource
@@ -29,7 +30,7 @@ from service.outbox.sqlite import SqliteOutbox
 from service.pointillist import connect
 from service.relay import Relay
 from service.rpc import Calls
-from service.server import exposure, listen, make_health_server, make_server
+from service.server import exposure, is_loopback, listen, make_health_server, make_server
 from service.settings import Listen, Settings, TokenSource, effective
 from service.telemetry import Metrics, set_log_level, start_metrics_server
 from service.tls import TlsFiles
@@ -39,6 +40,14 @@ RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
 BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do
 QUIET_BEFORE_STOP = 0.2  # seconds in which calls that gRPC has queued get their UNAVAILABLE, and not its CANCELLED
 LAST_ANSWERS_GRACE = 0.5  # seconds for the last answers to leave, after their calls have ended
+
+ADVICE = {
+    Cause.SETUP: "check the API token and POINTILLIST_API_URL; the events are kept, and one at a time is tried",
+    Cause.REFUSALS: "Pointillist refuses every event: check the token, the mapping and POINTILLIST_API_URL;"
+    " then pointillist-destination dead-letters replay --all",
+    Cause.OUTAGE: "Pointillist cannot be reached or fails; the events are kept, and one at a time is tried",
+    Cause.DEAD_LETTERS_FULL: "replay or delete dead letters, or raise POINTILLIST_DEAD_LETTER_MAX_EVENTS",
+}
 
 log = structlog.get_logger()
 
@@ -89,9 +98,6 @@ class App:
             OutboxUnusableError: the outbox cannot be opened.
         """
         settings, clock, metrics = self._settings, SystemClock(), Metrics()
-        log.info("settings", **effective(settings))
-        if advice := exposure(settings):
-            log.warning("other machines can reach the gRPC port", address=str(settings.grpc_listen), advice=advice)
         async with contextlib.AsyncExitStack() as stack:
             outbox = SqliteOutbox(
                 settings.outbox_path,
@@ -132,7 +138,7 @@ class App:
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(
-                is_ready=lambda: outbox.full() is None,
+                why_not_ready=outbox.full,
                 is_getting_through=lambda: flow.is_getting_through,
                 beat=lambda: _beat_health(outbox, metrics),
             )
@@ -170,6 +176,7 @@ class App:
             ]
             await health.look()
             await server.start()
+            _tell_settings(settings)
             log.info("serving", address=str(self.grpc_listen), metrics=str(metrics_server.listen or "off"))
             started(self)
             stopping = asyncio.create_task(self._stop.wait())
@@ -280,6 +287,15 @@ async def _beat_writer(outbox: Outbox, metrics: Metrics) -> None:
         await asyncio.sleep(BEAT_INTERVAL)
 
 
+def _tell_settings(settings: Settings) -> None:
+    """Log the settings in force, and what in them an operator should think about."""
+    log.info("settings", **effective(settings))
+    if settings.api_url.startswith("http://") and not is_loopback(urlsplit(settings.api_url).hostname or ""):
+        log.warning("the API token travels in plain text", advice="use https in POINTILLIST_API_URL")
+    if advice := exposure(settings):
+        log.warning("other machines can reach the gRPC port", address=str(settings.grpc_listen), advice=advice)
+
+
 def _tell(flow: Flow, metrics: Metrics) -> None:
     """Say in the log and the metrics that the relay's state changed."""
     metrics.relay_state.state(flow.state.value)
@@ -287,7 +303,13 @@ def _tell(flow: Flow, metrics: Metrics) -> None:
         log.info("relay flows")
     elif flow.cause is not None:
         metrics.pauses[flow.cause.value].inc()
-        log.warning("relay does not flow", state=flow.state.value, cause=flow.cause.value, answer=flow.answer)
+        log.warning(
+            "relay does not flow",
+            state=flow.state.value,
+            cause=flow.cause.value,
+            answer=flow.answer,
+            advice=ADVICE[flow.cause],
+        )
 
 
 def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, clock: SystemClock) -> None:

@@ -14,26 +14,23 @@ class Deliveries:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, asyncio.Future[Refusal | None]] = {}
+        self._waiting: dict[str, set[asyncio.Future[Refusal | None]]] = {}
 
     @contextlib.contextmanager
     def expect(self, message_id: str) -> Iterator["asyncio.Future[Refusal | None]"]:
-        """Give a future that becomes None when the event is delivered, and its refusal when it is given up.
-
-        A second caller with the same message_id shares the first one's future.
-        """
-        future = self._waiting.get(message_id)
-        if future is not None:
-            yield future
-            return
-        future = self._waiting[message_id] = asyncio.get_running_loop().create_future()
+        """Give a future that becomes None when the event is delivered, and its refusal when it is given up."""
+        future: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(message_id, set())
+        waiting.add(future)
         try:
             yield future
         finally:
-            self._waiting.pop(message_id, None)
+            waiting.discard(future)
+            if not waiting:
+                self._waiting.pop(message_id, None)
 
     def settled(self, message_id: str, refusal: Refusal | None) -> None:
         """Tell who waits for it that an event was delivered (None) or given up."""
-        future = self._waiting.get(message_id) if self._waiting else None
-        if future is not None and not future.done():
-            future.set_result(refusal)
+        for future in self._waiting.get(message_id, ()) if self._waiting else ():
+            if not future.done():
+                future.set_result(refusal)

@@ -25,6 +25,7 @@ FAILURES_MOST = 20  # failures in a row, with no 2xx between, that end flowing
 FAILURES_TELLING = 5  # failures in a row after which the relay is not getting through
 REFUSALS_MOST = 100  # refused events with no 2xx since the start that mean a wrong set-up
 SLOW_DOWN_DELAY = 0.5  # seconds, the most that a 429 without Retry-After holds the whole relay
+RECENT_ACK = 60.0  # seconds after a 2xx in which a set-up that seems wrong is probed at once
 PROBE_DELAY = 0.5  # seconds before the second probe; doubles with each
 PROBE_DELAY_MOST = 30.0  # seconds
 
@@ -191,7 +192,10 @@ class Flow:
         self._slow_start_until = max(1.0, self._limit / 2)
         self._probes = 0
         self._probing_since = now
-        self._schedule_probe(now, 0.0)
+        if cause is Cause.SETUP and now - self._last_ack_at < RECENT_ACK:
+            self._probe_at = now  # it may be this event alone that is refused so: the next one tells
+        else:
+            self._schedule_probe(now, 0.0)
         self._change(State.PROBING, cause, answer)
 
     def _probe_failed(self, sent_at: float, now: float, retry_after: float) -> None:

@@ -31,18 +31,18 @@ class Health:
     def __init__(
         self,
         *,
-        is_ready: Callable[[], bool],
+        why_not_ready: Callable[[], str | None],
         is_getting_through: Callable[[], bool],
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make it NOT_SERVING but for `liveness`.
+        """Make it; until `run`, it knows no name.
 
         Args:
-            is_ready: whether new events can be accepted.
+            why_not_ready: why new events cannot be accepted, in words; None while they can.
             is_getting_through: whether the relay is getting through to Pointillist.
             beat: called at each look, to show that they go on.
         """
-        self._is_ready = is_ready
+        self._why_not_ready = why_not_ready
         self._is_getting_through = is_getting_through
         self._beat = beat
         self._servicer = HealthServicer()
@@ -63,20 +63,23 @@ class Health:
 
     async def look(self) -> None:
         """Make the names true now."""
+        why_not = "the server is shutting down" if self._draining else self._why_not_ready()
         for name in READINESS:
-            await self._show(name, serving=not self._draining and self._is_ready())
-        await self._show(DELIVERY, serving=self._is_getting_through())
+            await self._show(name, serving=why_not is None, why=why_not or "")
+        await self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
 
     async def drain(self) -> None:
         """Turn readiness off for good: the server is about to stop."""
         self._draining = True
         await self.look()
 
-    async def _show(self, name: str, *, serving: bool) -> None:
+    async def _show(self, name: str, *, serving: bool, why: str = "") -> None:
         if self._shown.get(name) == serving:
             return
-        if name in self._shown and name:
-            log.info("health changed", name=name, serving=serving)
+        if name and not serving:
+            log.warning("health changed", name=name, serving=False, why=why)
+        elif name and name in self._shown:
+            log.info("health changed", name=name, serving=True)
         self._shown[name] = serving
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._servicer.set(name, status)

@@ -6,7 +6,7 @@ goes back into the outbox with its time, and holds no task, no connection and no
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import structlog
@@ -24,6 +24,7 @@ from service.telemetry import Metrics
 
 WINDOW_MOST = 1024  # events held in memory, waiting for a lane
 WINDOW_LANES = 8  # events held for each lane; with fewer the lanes run dry while the outbox is read
+TELL_INTERVAL = 10.0  # seconds between log lines about dead letters
 FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
 log = structlog.get_logger()
@@ -77,6 +78,8 @@ class Relay:
         self._lanes: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._may_have_more = True  # whether a fetch may find something
+        self._dead_letters_untold: Counter[str] = Counter()
+        self._told_at = float("-inf")
         self._stopping = False
         outbox.subscribe(self.look)
 
@@ -98,6 +101,7 @@ class Relay:
             self._wake.clear()
             self._check_dead_letters()
             now = self._clock.steady()
+            self._tell_dead_letters(now)
             await self._refill(now)
             self._open_lanes()
             await self._sleep(self._next_change(now))
@@ -177,7 +181,8 @@ class Relay:
                 await self._deliver(stored)
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                self._outbox.nak(stored, FAULT_DELAY)
+                if not self._expire(stored, self._clock.steady(), None, "an unforeseen error of this service"):
+                    self._outbox.nak(stored, FAULT_DELAY)
 
     async def _deliver(self, stored: Stored) -> None:
         event = event_pb2.Event.FromString(stored.payload)
@@ -207,16 +212,22 @@ class Relay:
             self._term(stored, Refusal(decision.reason, answer.status, answer.body_start or answer.detail))
             return
         is_setup = decision.verdict is not Verdict.NAK and self._flow.state is not State.FLOWING
-        if not is_setup and now - stored.queued_at / 1000 > self._max_age and self._has_room_for_dead_letter():
-            detail = answer.detail or answer.body_start
-            self._term(stored, Refusal("max_age", answer.status, f"{decision.reason}: {detail}"))
-            return
-        self._outbox.nak(stored, 0.0 if is_setup else decision.delay)
+        detail = f"{decision.reason}: {answer.detail or answer.body_start}"
+        if is_setup or not self._expire(stored, now, answer.status, detail):
+            self._outbox.nak(stored, decision.delay)
+
+    def _expire(self, stored: Stored, now: float, status: int | None, detail: str) -> bool:
+        """Give up an event that has been tried for too long; returns whether it was given up."""
+        if now - stored.queued_at / 1000 <= self._max_age or not self._has_room_for_dead_letter():
+            return False
+        self._term(stored, Refusal("max_age", status, detail))
+        return True
 
     def _term(self, stored: Stored, refusal: Refusal) -> None:
         self._outbox.term(stored, refusal)
         self._check_dead_letters()
         self._metrics.count_dead_letter(refusal.reason)
+        self._dead_letters_untold[refusal.reason] += 1
         self._deliveries.settled(stored.message_id, refusal)
 
     def _has_room_for_dead_letter(self) -> bool:
@@ -228,3 +239,14 @@ class Relay:
             self._flow.pause(Cause.DEAD_LETTERS_FULL)
         else:
             self._flow.unpause(self._clock.steady())
+
+    def _tell_dead_letters(self, now: float) -> None:
+        """Log that events became dead letters; not one by one, as there may be very many."""
+        if self._dead_letters_untold and now - self._told_at >= TELL_INTERVAL:
+            log.warning(
+                "events became dead letters",
+                by_reason=dict(self._dead_letters_untold),
+                advice="pointillist-destination dead-letters list says why; replay them once that is mended",
+            )
+            self._dead_letters_untold.clear()
+            self._told_at = now

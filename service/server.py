@@ -117,7 +117,7 @@ def listen(server: grpc.aio.Server, setting: str, address: Listen, tls: TlsFiles
 
 def exposure(settings: Settings) -> list[str]:
     """What an operator should set before machines other than this one can reach the gRPC port; nothing on loopback."""
-    if _is_loopback(settings.grpc_listen.host):
+    if is_loopback(settings.grpc_listen.host):
         return []
     advice = []
     if settings.tls_cert_file is None:
@@ -127,7 +127,8 @@ def exposure(settings: Settings) -> list[str]:
     return advice
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name

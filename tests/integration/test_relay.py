@@ -91,6 +91,24 @@ async def test_an_event_that_never_passes_delays_no_other(path: Path, answer: An
         assert running.outbox.stats().dead_letters == 0
 
 
+async def test_an_event_that_alone_is_refused_as_by_a_wrong_setup_waits_its_time_between_others(path: Path) -> None:
+    # given a trickle of events, and one that Pointillist always forbids
+    clock = HandClock()
+    script = Script(lambda message_id: Answer(403, retry_after=60.0) if message_id == "m-0" else TAKEN)
+    async with relaying(path, script, clock=clock) as running:
+        await running.outbox.put(entries(2))
+        await clock.tick_until(lambda: "m-1" in script.taken)
+
+        # when others come, one after another
+        for number in range(2, 20):
+            await running.outbox.put([entry(number)])
+            await clock.tick_until(lambda number=number: f"m-{number}" in script.taken)
+
+        # then it did not come between them again and again
+        assert script.posts.count("m-0") <= 2
+        assert running.flow.is_getting_through
+
+
 async def test_a_waiting_event_holds_no_lane(path: Path) -> None:
     clock = HandClock()
     script = Script(lambda message_id: TAKEN if message_id == "ok" else Answer(503, retry_after=60.0))

@@ -55,3 +55,13 @@ async def test_nothing_is_held_for_who_has_given_up() -> None:
         raise TimeoutError
 
     assert deliveries._waiting == {}
+
+
+async def test_who_gives_up_takes_nothing_from_another_who_waits_for_the_same_event() -> None:
+    deliveries = Deliveries()
+    with deliveries.expect("m-1") as other:
+        with pytest.raises(TimeoutError), deliveries.expect("m-1"):
+            raise TimeoutError
+
+        deliveries.settled("m-1", None)
+        assert await other is None

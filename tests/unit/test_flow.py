@@ -195,6 +195,22 @@ def test_what_was_in_flight_when_the_probing_began_delays_no_probe() -> None:
     assert bench.flow.opens_at(bench.now) == max(opens_at, held)
 
 
+def test_a_setup_that_seems_wrong_soon_after_a_2xx_is_probed_at_once() -> None:
+    # given
+    bench = Bench()
+    bench.answer(200)
+    bench.now += 1.0
+
+    # when one event is refused as by a wrong set-up
+    bench.answer(403)
+
+    # then the next one tells at once whether it was that event alone
+    assert bench.flow.state is State.PROBING
+    assert bench.limit == 1
+    bench.answer(403)
+    assert bench.limit == 0
+
+
 def test_a_probe_waits_as_long_as_retry_after_asks() -> None:
     bench = probing()
     bench.wait_for_probe()
