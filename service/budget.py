@@ -1,4 +1,4 @@
-"""A bound on bytes in memory that many tasks share."""
+"""A bound on bytes in memory that many tasks share, and what one stream holds of it."""
 
 import asyncio
 from collections import deque
@@ -33,12 +33,20 @@ class ByteBudget:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self.give_back(size)
+                self._used -= size
+            self._grant()
             raise
+
+    def overdraw(self, size: int) -> None:
+        """Take `size` bytes that are in use already, whether they are left or not; `give_back` them."""
+        self._used += size
 
     def give_back(self, size: int) -> None:
         """Have `size` bytes back, and let those go on who now fit."""
         self._used -= size
+        self._grant()
+
+    def _grant(self) -> None:
         while self._waiting:
             size, future = self._waiting[0]
             if not future.cancelled():
@@ -50,3 +58,72 @@ class ByteBudget:
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._most
+
+
+class StreamBudget:
+    """What one stream holds of a budget: requests until they are dealt with, answers until they are written.
+
+    A caller that does not read its answers is itself read no further once they have come to `unwritten_most` bytes, so
+    that it does not use up what others need.
+    """
+
+    def __init__(self, shared: ByteBudget, unwritten_most: int) -> None:
+        """Make it, with nothing held.
+
+        Args:
+            shared: the budget of all streams.
+            unwritten_most: bytes of answers that wait to be written, after which no request is read.
+        """
+        self._shared = shared
+        self._unwritten = ByteBudget(unwritten_most)
+        self._held = 0
+        self._is_closed = False
+
+    def may_read(self) -> bool:
+        """Whether the next request may be read without a wait."""
+        return self._unwritten.take_now(0)
+
+    async def until_may_read(self) -> None:
+        """Return once enough answers are written."""
+        await self._unwritten.take(0)
+
+    def hold_now(self, size: int) -> bool:
+        """Hold a request of `size` bytes if there is no need to wait."""
+        if not self._shared.take_now(size):
+            return False
+        self._hold(size)
+        return True
+
+    async def hold(self, size: int) -> None:
+        """Return once a request of `size` bytes may be held; `let_go` of it."""
+        await self._shared.take(size)
+        self._hold(size)
+
+    def let_go(self, size: int) -> None:
+        """Hold a request no more."""
+        if not self._is_closed:
+            self._held -= size
+            self._shared.give_back(size)
+
+    def answer(self, size: int) -> None:
+        """Hold an answer of `size` bytes, until it is `written`."""
+        self._shared.overdraw(size)
+        self._unwritten.overdraw(size)
+        self._hold(size)
+
+    def written(self, size: int) -> None:
+        """Hold an answer no more."""
+        self._unwritten.give_back(size)
+        self.let_go(size)
+
+    def close(self) -> None:
+        """Hold nothing any more, now or later: the stream has ended."""
+        self._is_closed = True
+        self._shared.give_back(self._held)
+        self._held = 0
+
+    def _hold(self, size: int) -> None:
+        if self._is_closed:
+            self._shared.give_back(size)
+        else:
+            self._held += size

@@ -19,7 +19,9 @@ SERVICE_NAME = "pointillist_destination.v1.DeadLetterService"
 PAGE_SIZE = 100
 PAGE_SIZE_MOST = 1000
 PAGE_TOKEN = re.compile("[0-9]{1,18}")  # an id, and small enough for SQLite
-PAGE_BYTES_MOST = 2 * 1024 * 1024  # of events in one page, so that the answer stays below what clients read by default
+PAGE_BYTES_MOST = (
+    2 * 1024 * 1024
+)  # of dead letters in one page, so that the answer stays below what clients read by default
 IDS_MOST = 10_000  # in one filter
 
 Choice: TypeAlias = dead_letter_service_pb2.ReplayRequest | dead_letter_service_pb2.DeleteRequest
@@ -55,11 +57,12 @@ class DeadLetterService:
         response = dead_letter_service_pb2.ListResponse()
         size = 0
         for letter in letters:
-            size += len(letter.payload)
+            message = _message(letter)
+            size += message.ByteSize()
             if len(response.dead_letters) == limit or (response.dead_letters and size > PAGE_BYTES_MOST):
                 response.next_page_token = str(response.dead_letters[-1].id)
                 break
-            response.dead_letters.append(_message(letter))
+            response.dead_letters.append(message)
         return response.SerializeToString()
 
     async def get(self, request: bytes, _: Context) -> bytes:

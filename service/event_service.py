@@ -8,8 +8,7 @@ Requests arrive as bytes, so that what does not parse gets an answer of ours and
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,11 +17,11 @@ from google.rpc import status_pb2
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from service import faults
 from service.batch_frame import count_events, read_batch
-from service.budget import ByteBudget
+from service.budget import ByteBudget, StreamBudget
 from service.clock import Clock
 from service.deliveries import Deliveries
 from service.errors import OutboxFullError
-from service.faults import Fault
+from service.faults import Fault, cut
 from service.integrations import is_sent
 from service.mapping import Mapping
 from service.message_id import new_message_id
@@ -33,9 +32,15 @@ from service.validation import Violation, violations
 
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
-BATCH_EVENTS_MOST = 10_000  # in one request; each may cost an answer a rejection of some hundred bytes
-BATCH_BYTES_MOST = 64 * 1024 * 1024  # of batches that were read and not answered yet, over all streams
-STREAM_IDLE_MOST = 600.0  # seconds
+# In one request. An answer stays below the 4 MiB that clients read by default: 1 MiB of rejections with their details,
+# and 10,000 without, of 200 bytes each at most, are less than 3 MiB.
+BATCH_EVENTS_MOST = 10_000
+REJECTIONS_MOST = 1024 * 1024  # bytes of rejections in one answer, after which they come without details
+MESSAGE_ID_BYTES_MOST = 400  # of a rejection's message_id: any that is allowed is whole, one that is too long is cut
+SHORT_MESSAGE_ID_MOST = 100  # bytes, in a rejection without details
+SHORT_MESSAGE_MOST = 80  # bytes, in a rejection without details
+BATCH_BYTES_MOST = 64 * 1024 * 1024  # of requests that were read and answers that are not written yet, over all streams
+UNWRITTEN_MOST = 1024 * 1024  # bytes of one stream's answers that wait to be written, after which it is read no further
 FULL_PAUSE_MOST = 0.1  # seconds before a batch that found no room looks again
 TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
 IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
@@ -166,59 +171,58 @@ class EventService:
 
     async def batch_send(self, both: Stream) -> None:
         """Take batches. One task reads ahead; answers are written in the order of the requests."""
-        answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(BATCHES_AHEAD)
-        reader = asyncio.create_task(self._read(both, answers))
+        answers: asyncio.Queue[_Answer | None] = asyncio.Queue(BATCHES_AHEAD)
+        budget = StreamBudget(self._budget, UNWRITTEN_MOST)
+        reader = asyncio.create_task(self._read(both, answers, budget))
         try:
             while (answer := await answers.get()) is not None:
-                await both.write(await answer)
+                await both.write(await answer.ready)
+                budget.written(answer.size)
             await reader
         finally:
             reader.cancel()
             while not answers.empty():
                 if (unanswered := answers.get_nowait()) is not None:
-                    unanswered.cancel()
+                    unanswered.ready.cancel()
+            budget.close()
 
-    async def _read(self, both: Stream, answers: "asyncio.Queue[asyncio.Future[bytes] | None]") -> None:
+    async def _read(self, both: Stream, answers: "asyncio.Queue[_Answer | None]", budget: StreamBudget) -> None:
         """Read until the caller ends, or the server does; while there is no room, read nothing."""
         try:
             while True:
                 if self._outbox.full() is not None:
                     await self._unless_draining(self._outbox.has_room())
+                if not budget.may_read():
+                    await self._unless_draining(budget.until_may_read())
                 request = await self._read_request(both)
                 if request is END_OF_STREAM:
                     return
-                if not self._budget.take_now(len(request)):
-                    await self._unless_draining(self._budget.take(len(request)))
-                batch = asyncio.ensure_future(self._take_batch(request))
-                batch.add_done_callback(partial(self._give_back, len(request)))
-                await answers.put(batch)
+                if not budget.hold_now(len(request)):
+                    await self._unless_draining(budget.hold(len(request)))
+                await answers.put(self._take_batch(request, budget))
         finally:
             await answers.put(None)
 
-    def _give_back(self, size: int, _: "asyncio.Future[bytes]") -> None:
-        self._budget.give_back(size)
-
     async def _read_request(self, both: Stream) -> bytes:
-        """Read one request; a stream on which nothing comes for long is ended."""
+        """Read one request, unless the server ends."""
         if self._draining.is_set():
             raise faults.shutting_down()
         read: asyncio.Future[bytes] = asyncio.ensure_future(both.read())
-        idle = asyncio.get_running_loop().call_later(STREAM_IDLE_MOST, read.cancel)
         self._reading.add(read)
         try:
             return await read
         except asyncio.CancelledError:
             if self._draining.is_set():
                 raise faults.shutting_down() from None
-            if idle.when() <= asyncio.get_running_loop().time():
-                raise faults.idle(STREAM_IDLE_MOST) from None
             raise
         finally:
-            idle.cancel()
             self._reading.discard(read)
 
-    async def _take_batch(self, request: bytes) -> bytes:
-        """Judge each event of a batch by itself, store the good ones together, and answer."""
+    def _take_batch(self, request: bytes, budget: StreamBudget) -> "_Answer":
+        """Judge each event of a batch by itself, and begin to store the good ones together.
+
+        It is done in one go, so that no other batch is read before this one's answer is in the budget.
+        """
         try:
             frame = read_batch(request)
         except DecodeError as error:
@@ -229,16 +233,26 @@ class EventService:
         response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
         entries: list[Entry] = []
         accepted_at = self._now()
+        size = 0
         for index, payload in enumerate(frame.events):
             try:
                 entry = _entry(payload, accepted_at)
             except _RejectedError as rejected:
-                response.rejections.add(index=index, message_id=rejected.message_id, status=rejected.status)
+                rejection = rejected.rejection(index, is_short=size >= REJECTIONS_MOST)
+                size += rejection.ByteSize()
+                response.rejections.append(rejection)
                 continue
             if entry is None:
                 response.filtered += 1
             else:
                 entries.append(entry)
+        budget.answer(size)
+        ready = asyncio.ensure_future(self._answer(response, entries))
+        ready.add_done_callback(lambda _: budget.let_go(len(request)))
+        return _Answer(ready, size)
+
+    async def _answer(self, response: event_service_pb2.BatchSendResponse, entries: Sequence[Entry]) -> bytes:
+        """Store events, and complete the answer."""
         if entries:
             stored = await self._put(entries)
             response.accepted = sum(stored)
@@ -293,6 +307,16 @@ class EventService:
         return round(self._clock.wall() * 1000)
 
 
+class _Answer(NamedTuple):
+    """The answer to one batch."""
+
+    ready: asyncio.Future[bytes]
+    """Its bytes, once its events are on disk."""
+
+    size: int
+    """How many bytes it has, but for a few."""
+
+
 class _RejectedError(Exception):
     """An event of a batch is refused."""
 
@@ -300,6 +324,15 @@ class _RejectedError(Exception):
         super().__init__(message_id)
         self.message_id = message_id
         self.status = status
+
+    def rejection(self, index: int, *, is_short: bool) -> event_service_pb2.Rejection:
+        """As an answer has it; a short one has neither details nor long texts."""
+        if not is_short:
+            message_id = cut(self.message_id, MESSAGE_ID_BYTES_MOST)
+            return event_service_pb2.Rejection(index=index, message_id=message_id, status=self.status)
+        message_id = cut(self.message_id, SHORT_MESSAGE_ID_MOST)
+        status = status_pb2.Status(code=self.status.code, message=cut(self.status.message, SHORT_MESSAGE_MOST))
+        return event_service_pb2.Rejection(index=index, message_id=message_id, status=status)
 
 
 def _entry(payload: bytes, accepted_at: int) -> Entry | None:

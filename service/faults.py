@@ -10,11 +10,29 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from service.errors import OutboxFullError
 from service.outbox.base import Refusal
-from service.validation import Violation
+from service.validation import VIOLATIONS_MOST, Violation
+
+# A client refuses trailing metadata of more than 8 kB, by default, and then sees no status of ours. In there a status
+# grows by a third (base64), and its message, which is there once more, at most threefold (percent-encoding):
+# 4096 * 4 / 3 + 300 * 3 is 6.4 kB.
+STATUS_MOST = 4096  # bytes of a serialised google.rpc.Status
+MESSAGE_MOST = 300  # bytes of its message
+BAD_REQUEST_MOST = 3072  # bytes of a BadRequest, which leaves room for the other details
+DESCRIPTION_MOST = 300  # bytes of one violation's description
+REFUSAL_MOST = 200  # bytes of Pointillist's own words; the dead letter keeps them whole
 
 DOMAIN = "pointillist-destination"
 OVERLOAD_RETRY_DELAY = 0.5  # seconds
 SHUTDOWN_RETRY_DELAY = 1.0  # seconds; by then a load balancer has found another replica, or this one is back
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """The start of a text, in no more bytes of UTF-8 than that; an ellipsis ends what was longer."""
+    encoded = text[: most_bytes + 1].encode()
+    if len(encoded) <= most_bytes:
+        return text
+    ellipsis = "…"
+    return encoded[: most_bytes - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
 
 
 class Fault(Exception):  # noqa: N818  # it is not an error of this service but an answer to a caller
@@ -23,7 +41,7 @@ class Fault(Exception):  # noqa: N818  # it is not an error of this service but 
     Args:
         code: a code of google.rpc.Code.
         reason: the ErrorInfo's reason, in UPPER_SNAKE_CASE.
-        message: words for people.
+        message: words for people; cut where it is too long for a header.
         details: further details.
         metadata: of the ErrorInfo.
         retry_after: seconds until trying again makes sense; None where it does not.
@@ -39,6 +57,7 @@ class Fault(Exception):  # noqa: N818  # it is not an error of this service but 
         metadata: dict[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
+        message = cut(message, MESSAGE_MOST)
         super().__init__(message)
         self.retry_after = retry_after
         self.status = status_pb2.Status(code=code, message=message)
@@ -56,11 +75,22 @@ class Fault(Exception):  # noqa: N818  # it is not an error of this service but 
 
 
 def invalid(violations: list[Violation]) -> Fault:
-    """INVALID_ARGUMENT for faults of the request's fields, all of them at once."""
+    """INVALID_ARGUMENT for faults of the request's fields: as many at once as an answer has room for."""
     bad_request = error_details_pb2.BadRequest()
-    for field, description in violations:
-        bad_request.field_violations.add(field=field, description=description)
-    message = "; ".join(f"{field} {description}" if field else description for field, description in violations)
+    for told, (field, description) in enumerate(violations):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=field, description=cut(description, DESCRIPTION_MOST)
+        )
+        if bad_request.ByteSize() + violation.ByteSize() > BAD_REQUEST_MOST:
+            left = len(violations) - told
+            bad_request.field_violations.add(description=f"at least {left} more, left out to keep this answer short")
+            break
+        bad_request.field_violations.append(violation)
+    field, description = violations[0]
+    message = f"{field} {description}" if field else description
+    if len(violations) > 1:
+        many = f"{len(violations)}" if len(violations) <= VIOLATIONS_MOST else f"more than {VIOLATIONS_MOST}"
+        message = f"{many} faults; the first: {message}"
     return Fault(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
 
 
@@ -97,10 +127,11 @@ def too_many_calls() -> Fault:
 
 def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:
     """FAILED_PRECONDITION because Pointillist will never take the event."""
+    detail = cut(refusal.detail, REFUSAL_MOST)
     return Fault(
         code_pb2.FAILED_PRECONDITION,
         "REFUSED_BY_POINTILLIST",
-        f"Pointillist refused the event ({refusal.reason}): {refusal.detail}; it is a dead letter now",
+        f"Pointillist refused the event ({refusal.reason}): {detail}; it is a dead letter now",
         metadata={"message_id": message_id, "reason": refusal.reason, "status": str(refusal.status or "")},
     )
 

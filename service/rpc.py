@@ -17,7 +17,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.access_log import AccessLog
-from service.faults import Fault, over_rate, stream_too_old, too_many_calls, unforeseen, unparsable
+from service.faults import Fault, idle, over_rate, stream_too_old, too_many_calls, unforeseen, unparsable
 from service.gate import Admission, Gate
 from service.rpc_metrics import MethodMeter, MethodType, RpcMetrics
 from service.tracing import CallSpan, Tracing
@@ -28,6 +28,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 CALLS_MOST = 10_000  # that are answered at a time, over all connections
 STREAM_AGE_MOST = 1800.0  # seconds; server.py's connections live longer, so that a stream ends by itself, not by a cut
+STREAM_IDLE_MOST = 600.0  # seconds
 END_OF_STREAM: object = grpc.aio.EOF
 NOBODY = Admission(None, None)  # who calls where there is no gate
 
@@ -164,7 +165,9 @@ class Stream:
         meter: MethodMeter,
         admission: Admission,
         weigh: Callable[[bytes], int],
+        *,
         age_most: float = STREAM_AGE_MOST,
+        idle_most: float = STREAM_IDLE_MOST,
     ) -> None:
         """Make it, at its start.
 
@@ -174,12 +177,14 @@ class Stream:
             admission: whose it is.
             weigh: tells how many events a message holds.
             age_most: seconds after which nothing more is read.
+            idle_most: seconds to wait for a message.
         """
         self._context = context
         self._meter = meter
         self._bucket = admission.bucket
         self._weigh = weigh
         self._age_most = age_most
+        self._idle_most = idle_most
         self._ends_at = time.monotonic() + age_most
         self.received = 0
         """Messages that were read."""
@@ -188,16 +193,21 @@ class Stream:
         """Read a message, or END_OF_STREAM.
 
         A caller over its rate is read no faster, so that HTTP/2's flow control slows it; its stream does not fail.
-        The wait is before a message is read, so that cancelling it loses none.
+        The wait is before a message is read, so that cancelling it loses none, and is no time of idleness.
 
         Raises:
-            Fault: the stream has lived long enough.
+            Fault: the stream has lived long enough, or nothing came for long.
         """
         if time.monotonic() > self._ends_at:
             raise stream_too_old(self._age_most)
         if self._bucket is not None and (debt := self._bucket.debt()) > 0:
             await asyncio.sleep(debt)
-        message: bytes = await self._context.read()
+        message: bytes
+        try:
+            async with asyncio.timeout(self._idle_most):
+                message = await self._context.read()
+        except TimeoutError:
+            raise idle(self._idle_most) from None
         if message is not END_OF_STREAM:
             self.received += 1
             self._meter.received += 1

@@ -6,6 +6,7 @@ The limits are Segment's own: 32 KB an event, a messageId of 100 characters, a u
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from google.protobuf.internal.containers import MessageMap
@@ -18,6 +19,8 @@ from pointillist_destination.v1 import event_pb2
 EVENT_SIZE_MOST = 32 * 1024  # bytes of the serialised Event
 MESSAGE_ID_MOST = 100  # characters (code points)
 DEPTH_MOST = 32  # levels of objects and arrays in traits, properties and the like
+VIOLATIONS_MOST = 20  # that are told of one event; an answer has little room, and nobody reads more
+PATH_MOST = 200  # characters of a violation's path; a key may be as long as an event
 SECONDS_LEAST = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
 SECONDS_MOST = 253_402_300_799  # 9999-12-31T23:59:59Z, the most
 NANOS_MOST = 999_999_999
@@ -43,7 +46,10 @@ class Violation(NamedTuple):
 
 
 def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes) -> list[Violation]:
-    """Every fault of an event; an empty list for an acceptable one.
+    """The faults of an event; an empty list for an acceptable one.
+
+    After `VIOLATIONS_MOST` of them comes one more that says that there are more. The values of an event that is too
+    large are not looked at.
 
     Args:
         message: the event's message.
@@ -62,16 +68,24 @@ def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes)
         found.append(
             Violation(f"{name}.message_id", f"has {len(message.message_id)} characters; {MESSAGE_ID_MOST} are allowed")
         )
-    if len(serialised) > EVENT_SIZE_MOST:
+    is_too_large = len(serialised) > EVENT_SIZE_MOST
+    if is_too_large:
         found.append(Violation(name, f"is an event of {len(serialised)} bytes; {EVENT_SIZE_MOST} are allowed"))
     for field in TIMES:
         if message.HasField(field):
             timestamp = getattr(message, field)
             if not (SECONDS_LEAST <= timestamp.seconds <= SECONDS_MOST and 0 <= timestamp.nanos <= NANOS_MOST):
                 found += timestamp_violations(f"{name}.{field}", timestamp)
-    if _may_have_bad_values(serialised):
-        found += _walk(name, message)
+    if not is_too_large and _may_have_bad_values(serialised):
+        found += _first(VIOLATIONS_MOST - len(found), name, _walk(name, message))
     return found
+
+
+def _first(most: int, name: str, found: Iterator[Violation]) -> Iterator[Violation]:
+    """So many of them, and then one that says that there are more; the rest is not looked for."""
+    yield from islice(found, most)
+    if next(found, None) is not None:
+        yield Violation(name, f"has more faults than these {VIOLATIONS_MOST}")
 
 
 def _may_have_bad_values(serialised: bytes) -> bool:
@@ -110,7 +124,7 @@ def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]
 def _walk(path: str, message: Message) -> Iterator[Violation]:
     """Find what is not finite or too deep, wherever a message has doubles or Structs."""
     for field, value in message.ListFields():
-        where = f"{path}.{field.name}"
+        where = _step(path, f".{field.name}")
         if isinstance(value, Struct):
             yield from _walk_fields(where, value.fields, 1)
         elif isinstance(value, Message):
@@ -121,7 +135,7 @@ def _walk(path: str, message: Message) -> Iterator[Violation]:
 
 def _walk_fields(path: str, fields: "MessageMap[str, Value]", depth: int) -> Iterator[Violation]:
     for key in sorted(fields):
-        yield from _walk_value(f"{path}.{key}", fields[key], depth + 1)
+        yield from _walk_value(_step(path, f".{key}"), fields[key], depth + 1)
 
 
 def _walk_value(path: str, value: Value, depth: int) -> Iterator[Violation]:
@@ -134,4 +148,12 @@ def _walk_value(path: str, value: Value, depth: int) -> Iterator[Violation]:
         yield from _walk_fields(path, value.struct_value.fields, depth)
     elif kind == "list_value":
         for index, item in enumerate(value.list_value.values):
-            yield from _walk_value(f"{path}[{index}]", item, depth + 1)
+            yield from _walk_value(_step(path, f"[{index}]"), item, depth + 1)
+
+
+def _step(path: str, step: str) -> str:
+    """One step on from a path; what is too long ends with an ellipsis and grows no more."""
+    if len(path) == PATH_MOST:
+        return path
+    path += step
+    return path if len(path) < PATH_MOST else f"{path[: PATH_MOST - 1]}…"

@@ -169,6 +169,21 @@ async def test_a_page_of_large_events_is_cut_so_that_clients_can_read_it(outbox:
     assert await listed(stub, 1000) == [f"m-{n}" for n in range(200)]
 
 
+async def test_a_page_is_cut_for_the_reasons_and_the_ids_of_its_letters_too(outbox: SqliteOutbox, stub: Stub) -> None:
+    # given: small events, each with 3 kB of Pointillist's words and an id of 400 bytes
+    ids = [f"{n:04}" + "😀" * 96 for n in range(1000)]
+    text = {"text": "x" * 1_000}
+    small = [Entry(id_, event(1, message_id=id_, properties=text).SerializeToString(), ACCEPTED_AT) for id_ in ids]
+    await bury(outbox, small, Refusal("400", 400, "あ" * 1000))
+
+    # when
+    page = await stub.List(messages.ListRequest(page_size=1000))
+
+    # then
+    assert 0 < page.ByteSize() < 3 * 1024 * 1024
+    assert await listed(stub, 1000) == ids
+
+
 async def test_a_letter_that_comes_while_pages_are_read_is_on_the_last_one(outbox: SqliteOutbox, stub: Stub) -> None:
     await bury(outbox, entries(3))
     first = await stub.List(messages.ListRequest(page_size=2))

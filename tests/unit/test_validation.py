@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_pb2
 from service.event_service import serialise
-from service.validation import DEPTH_MOST, EVENT_SIZE_MOST, MESSAGE_ID_MOST, NANOS_MOST, SECONDS_LEAST, SECONDS_MOST
+from service.validation import (
+    DEPTH_MOST,
+    EVENT_SIZE_MOST,
+    MESSAGE_ID_MOST,
+    NANOS_MOST,
+    PATH_MOST,
+    SECONDS_LEAST,
+    SECONDS_MOST,
+    VIOLATIONS_MOST,
+)
 from service.validation import violations as violations_of
 from tests.support.events import identify, track
 
@@ -140,6 +149,40 @@ def test_an_event_of_32_kib_is_allowed_and_no_more() -> None:
     overhead = event_pb2.Event(track=sized(EVENT_SIZE_MOST // 2)).ByteSize() - EVENT_SIZE_MOST // 2
     assert violations(sized(EVENT_SIZE_MOST - overhead)) == {}
     assert "32769 bytes" in violations(sized(EVENT_SIZE_MOST - overhead + 1))["track"]
+
+
+def test_the_values_of_an_event_that_is_too_large_are_not_looked_at() -> None:
+    assert violations(track(properties={"a": "x" * EVENT_SIZE_MOST, "b": math.nan})).keys() == {"track"}
+
+
+@pytest.mark.parametrize("count", [VIOLATIONS_MOST - 1, VIOLATIONS_MOST])
+def test_so_many_faults_are_all_told(count: int) -> None:
+    found = violations(track(properties={"list": [math.nan] * count}))
+    assert found.keys() == {f"track.properties.list[{index}]" for index in range(count)}
+
+
+@pytest.mark.parametrize("count", [VIOLATIONS_MOST + 1, 1000])
+def test_of_more_faults_the_first_are_told_and_that_there_are_more(count: int) -> None:
+    found = violations_of(message := track(user_id="", properties={"list": [math.nan] * count}), serialise(message))
+    assert len(found) == VIOLATIONS_MOST + 1
+    assert found[0].field == "track.user_id"
+    assert found[-1] == ("track", f"has more faults than these {VIOLATIONS_MOST}")
+
+
+@pytest.mark.parametrize("key", ["k" * 15_000, "é" * 1_000, "a." * 1_000])
+def test_a_long_path_is_cut_at_its_end(key: str) -> None:
+    message = track(properties={"short": {key: [{"deeper": math.nan}] * 9}})
+    for path, _ in violations_of(message, serialise(message)):
+        assert len(path) == PATH_MOST
+        assert path.startswith(f"track.properties.short.{key[:100]}")
+        assert path.endswith("…")
+
+
+@given(length=st.integers(PATH_MOST - 30, PATH_MOST + 5))
+def test_a_path_is_whole_while_it_is_short_enough(length: int) -> None:
+    whole = f"track.properties.{'k' * (length - 20)}[0]"
+    [path] = violations(track(properties={"k" * (length - 20): [math.nan]}))
+    assert path == whole if len(whole) < PATH_MOST else path == f"{whole[: PATH_MOST - 1]}…"
 
 
 @pytest.mark.parametrize("field", ["timestamp", "original_timestamp", "sent_at", "received_at"])

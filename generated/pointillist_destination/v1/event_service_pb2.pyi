@@ -244,7 +244,7 @@ class BatchSendRequest(_message.Message):
     """Is repeated in the answer; the caller chooses it."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """Holds the events."""
+        """Holds the events: 10,000 at most, and 4 MiB in all."""
 
     def __init__(
         self,
@@ -315,7 +315,9 @@ class Rejection(_message.Message):
     """Holds the event's message_id, where it had one that could be read."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
-        """Says why, with the details that a unary call would carry; violations are relative to the event."""
+        """Says why, with the details that a unary call would carry; violations are relative to the event. An answer with very
+        many rejections leaves the details out of the later ones, so that it stays readable with gRPC's usual limits.
+        """
 
     def __init__(
         self,
