@@ -6,7 +6,6 @@ What a command needs is imported when it runs, so that `--help` and a mistyped o
 # ruff: noqa: PLC0415  see above
 
 import asyncio
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Annotated
 import typer
 
 from service import cli_errors
-from service.cli_errors import NAME, NOT_EVERYTHING, say
-from service.errors import SettingsError
+from service.cli_errors import NAME, NOT_EVERYTHING, say, show
 
 commands = typer.Typer(
     name=NAME,
@@ -49,9 +47,9 @@ def _say_version(asked: bool) -> None:
         from importlib import metadata
 
         try:
-            typer.echo(f"{NAME} {metadata.version(NAME)}")
+            show(f"{NAME} {metadata.version(NAME)}")
         except metadata.PackageNotFoundError:  # it runs from its source, without having been installed
-            typer.echo(f"{NAME}, a version that is not installed")
+            show(f"{NAME}, a version that is not installed")
         raise typer.Exit
 
 
@@ -78,6 +76,7 @@ def serve() -> None:
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     app.serve(settings)
+    cli_errors.end_at_once()
 
 
 @commands.command()
@@ -101,34 +100,9 @@ def sandbox(  # noqa: PLR0917  typer takes options by name
     An answer is a status from 200 to 599, or drop, hang or truncate.
     """
     from service.sandbox import serve_sandbox
-    from service.sandbox_behaviour import Behaviour
+    from service.sandbox_options import behaviour_of
 
-    if answers is not None and answer:
-        raise SettingsError("--answers and --answer are both given; one of them is right")
-    weights = _shares(answer) if answer else _answers(answers)
-    behaviour = Behaviour.from_json({"answers": weights, "delay": delay, "retry_after": retry_after})
-    asyncio.run(serve_sandbox(listen, api_token, behaviour))
-
-
-def _answers(text: str | None) -> object:
-    try:
-        return json.loads(text or "{}")
-    except ValueError as error:
-        raise SettingsError(f'--answers: is not JSON: {error}; {{"200": 0.7, "503": 0.3}} is right') from error
-
-
-def _shares(texts: list[str]) -> dict[str, float]:
-    """Read `ANSWER=SHARE` options; what they leave of 1 is answered 200."""
-    shares: dict[str, float] = {}
-    for text in texts:
-        name, _, share = text.partition("=")
-        try:
-            shares[name] = float(share)
-        except ValueError as error:
-            raise SettingsError(f"--answer: {text!r} is not ANSWER=SHARE, such as 503=0.2") from error
-    if (rest := 1 - sum(shares.values())) > 0:
-        shares.setdefault("200", rest)
-    return shares
+    asyncio.run(serve_sandbox(listen, api_token, behaviour_of(answers, answer, delay, retry_after)))
 
 
 @commands.command("map")
@@ -151,7 +125,7 @@ def map_(
     from service.segment_file import SegmentFile
 
     mapping = _mapping_file(mapping)
-    with SegmentFile(file) as messages, cli_errors.reader_may_go():
+    with SegmentFile(file) as messages, cli_errors.output():
         if not write_records(messages, load_mapping(mapping), sys.stdout.buffer, explain=explain):
             raise typer.Exit(NOT_EVERYTHING)
 
@@ -182,7 +156,7 @@ def send(
         summary = asyncio.run(send_and_show(messages, server, batch_size))
         if (ignored := messages.ignored_line) is not None:
             say(ignored)
-    typer.echo("\n".join(report(summary, messages.skipped)))
+    show(*report(summary, messages.skipped))
     if summary.rejected:
         raise typer.Exit(NOT_EVERYTHING)
 
@@ -208,9 +182,9 @@ def doctor(
     is_wrong = False
     for finding in examine(settings, (lambda: ask(settings)) if probe else None):
         is_wrong = is_wrong or finding.grade is Grade.ERROR
-        typer.echo(f"{finding.grade.value:8}{finding.check}: {finding.text}")
+        show(f"{finding.grade.value:8}{finding.check}: {finding.text}")
         if finding.advice:
-            typer.echo(f"        > {finding.advice}")
+            show(f"        > {finding.advice}")
     if is_wrong:
         raise typer.Exit(NOT_EVERYTHING)
 
@@ -224,16 +198,23 @@ def show_mapping() -> None:
     """Print the mapping that these settings put in force, as a mapping file."""
     from service.mapping_file import load_mapping
 
-    typer.echo(load_mapping(_mapping_file(None)).describe())
+    show(load_mapping(_mapping_file(None)).describe())
 
 
 @_mapping_commands.command("check")
 def check_mapping(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
     """Say whether a mapping file can be used; the exit code is 2 where it cannot."""
-    from service.mapping_file import load_mapping
+    import tomllib
 
-    load_mapping(file)
-    typer.echo(f"{file}: can be used")
+    from service.mapping_file import load_mapping
+    from service.mapping_row import ACTORS
+
+    rules = tomllib.loads(load_mapping(file).describe())
+    rows = [*rules.get("track", ()), *rules.get("identify", ())]
+    if all(row["to"].startswith(f"{ACTORS}.") for row in rows):
+        say(f"{file}: can be used, but no row makes labels or numbers")
+    else:
+        show(f"{file}: can be used")
 
 
 def _mapping_file(given: Path | None) -> Path | None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from service.errors import MappingFileError, OutboxUnusableError, PointillistDestinationError, SettingsError
 
@@ -27,7 +28,11 @@ class SendingError(PointillistDestinationError):
     """Events cannot be sent to a server, or its answers do not come any more."""
 
 
-_COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError)
+class OutputError(PointillistDestinationError):
+    """Standard output cannot be written."""
+
+
+_COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError, OutputError)
 
 
 def say(line: str) -> None:
@@ -36,14 +41,43 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def show(*lines: str) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with output():
+        sys.stdout.writelines(line + "\n" for line in lines)
+        sys.stdout.flush()
+
+
 @contextlib.contextmanager
-def reader_may_go() -> Iterator[None]:
-    """End a command well when nobody reads its output any more, as after `| head`."""
+def output() -> Iterator[None]:
+    """Write to standard output; end well when nobody reads it any more, as after `| head`.
+
+    Raises:
+        OutputError: it cannot be written, as on a full disk.
+    """
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
         # What is still buffered must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+def end_at_once() -> NoReturn:
+    """End the process with exit code 0, without taking the interpreter down.
+
+    For a server that has closed everything. pyreqwest's native thread lives as long as the process, whatever is closed;
+    where it is still letting go of Python's objects while the interpreter goes down, the process aborts.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or whose reader has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def run(command: Callable[[], object]) -> None:

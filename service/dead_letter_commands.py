@@ -1,5 +1,6 @@
 """`dead-letters`: what an operator does about events that were given up, on a running server."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
-from service.channel import open_channel
-from service.cli_errors import NOT_EVERYTHING, SendingError, reader_may_go
+from service.channel import is_from_server, no_server, open_channel
+from service.cli_errors import NOT_EVERYTHING, SendingError, output, say
+from service.cli_errors import show as show_lines
 from service.errors import SettingsError
+from service.segment_file import on_one_line
 from service.segment_time import read_time
 from service.target import Target, find_target
 
@@ -54,16 +57,20 @@ def list_(  # noqa: PLR0917  typer takes options by name
 ) -> None:
     """List dead letters, the oldest first: id, when it was last tried, reason, attempts, type, message id, detail."""
     which = _filter(None, reason, event_type, user_id, since, until)
-    with _service(find_target(target, ca_file, token_file)) as call, reader_may_go():
+    with _service(find_target(target, ca_file, token_file)) as call, output():
         request = dead_letter_service_pb2.ListRequest(filter=which, page_size=PAGE_SIZE)
+        is_empty = True
         while True:
             page = call("List", request)
             for letter in page.dead_letters:
                 sys.stdout.write(_line(letter) + "\n")
+                is_empty = False
             sys.stdout.flush()
             if not page.next_page_token:
-                return
+                break
             request.page_token = page.next_page_token
+        if is_empty:
+            say("no dead letters")
 
 
 @commands.command()
@@ -79,7 +86,9 @@ def show(
             request = dead_letter_service_pb2.GetRequest(id=id_)
             answer = call("Get", request)
             shown = json_format.MessageToDict(answer)
-            sys.stdout.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode() + "\n")
+            # A record has its labels and numbers always, as on the wire; an event only what its sender gave.
+            shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
+            show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
 
 
 @commands.command()
@@ -131,7 +140,7 @@ def delete(  # noqa: PLR0917  typer takes options by name
 
 
 def _end(count: int, done: str) -> None:
-    typer.echo(f"{done}: {count}")
+    show_lines(f"{done}: {count}")
     if not count:
         raise typer.Exit(NOT_EVERYTHING)
 
@@ -177,12 +186,17 @@ def _line(letter: dead_letter_service_pb2.DeadLetter) -> str:
         str(letter.id),
         tried,
         letter.reason,
-        f"{letter.attempts} attempts",
+        "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts",
         letter.event.track.event if is_track else "identify",
         letter.message_id,
         letter.detail,
     )
-    return "  ".join(" ".join(text.split()) for text in fields)
+    return "  ".join(on_one_line(" ".join(text.split())) for text in fields)
+
+
+def _printable(json_text: str) -> str:
+    """Escape the control characters that JSON may hold as they are, and that terminals obey."""
+    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", json_text)
 
 
 @contextmanager
@@ -199,6 +213,9 @@ def _service(target: Target) -> Iterator[Callable[[str, Message], Any]]:
             try:
                 return getattr(stub, method)(request, timeout=TIMEOUT, metadata=target.metadata)
             except grpc.RpcError as error:
+                is_ours = isinstance(error, grpc.Call) and not is_from_server(error)
+                if is_ours and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    raise SendingError(no_server(target)) from error
                 code, words = error.code(), " ".join((error.details() or "").split())
                 raise SendingError(f"{target.address}: {code.name}: {words}") from error
 

@@ -8,37 +8,21 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from service.doctor_finding import Finding, Grade
+from service.doctor_listen import listen_findings
 from service.errors import PointillistDestinationError
 from service.mapping_file import load_mapping
 from service.outbox.sqlite_look import Look, look
 from service.settings import Settings
 from service.units import format_duration, format_size
 
+__all__ = ["Finding", "Grade", "examine"]
+
 OLD_EVENT = 3600.0  # seconds; an event that waits longer than that deserves a look
 NAME_TIMEOUT = 5.0  # seconds
-
-
-class Grade(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    grade: Grade
-    text: str
-    advice: str = ""
-    """What to do; empty where there is nothing to do."""
 
 
 def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> Iterator[Finding]:
@@ -52,6 +36,7 @@ def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> I
     yield _token(settings)
     yield _mapping(settings)
     yield _address(settings)
+    yield from listen_findings(settings)
     yield _disk(settings)
     yield from _outbox(settings)
     if probe is not None:
@@ -90,19 +75,20 @@ def _address(settings: Settings) -> Finding:
     except OSError as error:
         advice = "check POINTILLIST_API_URL, the firewall and the proxy; until then everything waits in the outbox"
         return Finding("address", Grade.ERROR, f"{host}:{port} does not answer: {error}", advice)
-    return Finding("address", Grade.OK, f"{host}:{port} answers ({len(addresses)} addresses)")
+    return Finding("address", Grade.OK, f"{host}:{port} answers ({_count(len(addresses), 'address', 'addresses')})")
 
 
 def _disk(settings: Settings) -> Finding:
     folder = settings.outbox_path.absolute().parent
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        return Finding(
-            "disk", Grade.ERROR, f"{folder}: {error.strerror}", "make the folder, or set POINTILLIST_OUTBOX_URL"
-        )
     floor, size = settings.disk_free_floor, settings.outbox_max_bytes
-    text = f"{free / 2**30:.1f} GiB free at {folder}"
+    try:
+        free = shutil.disk_usage(_nearest_folder(folder)).free
+    except OSError as error:
+        return Finding("disk", Grade.ERROR, f"{folder}: {error.strerror}", "set POINTILLIST_OUTBOX_URL to another one")
+    text = f"{free / 2**30:.1f} GiB free at {folder}, of which {format_size(floor)} are kept free"
+    if not folder.is_dir():
+        text = f"{folder} is not a folder that is there; {text}"
+        return Finding("disk", Grade.ERROR, text, "make the folder, or set POINTILLIST_OUTBOX_URL")
     if free < floor:
         advice = f"new events are refused below POINTILLIST_DISK_FREE_FLOOR ({format_size(floor)}); make room"
         return Finding("disk", Grade.ERROR, text, advice)
@@ -115,8 +101,17 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", Grade.OK, text)
 
 
+def _nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: what is made in it comes on the same disk, mostly."""
+    return next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+
+
 def _outbox(settings: Settings) -> Iterator[Finding]:
     path = settings.outbox_path
+    if not path.absolute().parent.is_dir():
+        advice = "make its folder first, which serve does not"
+        yield Finding("outbox", Grade.ERROR, f"{path} cannot be made", advice)
+        return
     if not path.exists():
         yield Finding("outbox", Grade.OK, f"{path} is not there yet; serve makes it")
         return
@@ -141,7 +136,8 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
 
 def _backlog(found: Look, settings: Settings) -> Finding:
     most = settings.outbox_max_events
-    text = f"{found.events} events wait, {found.bytes / 2**20:.1f} MiB"
+    waiting = {0: "no event waits", 1: "1 event waits"}.get(found.events, f"{found.events} events wait")
+    text = f"{waiting}, {found.bytes / 2**20:.1f} MiB"
     if found.bytes >= settings.outbox_max_bytes or (most is not None and found.events >= most):
         return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
     return Finding("backlog", Grade.OK, text)
@@ -149,11 +145,17 @@ def _backlog(found: Look, settings: Settings) -> Finding:
 
 def _age(accepted_at: int, attempts: int) -> Finding:
     age = max(0.0, time.time() - accepted_at / 1000)
-    text = f"the oldest event waits since {format_duration(round(age))}, after {attempts} attempts"
+    text = (
+        f"the oldest event waits since {format_duration(round(age))}, after {_count(attempts, 'attempt', 'attempts')}"
+    )
     if age > OLD_EVENT:
         advice = "is the server running? Its log says what Pointillist answers"
         return Finding("age", Grade.WARNING, text, advice)
     return Finding("age", Grade.OK, text)
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _dead_letters(found: Look, most: int) -> Finding:

@@ -1,6 +1,7 @@
 """Asks a running server for its health: `python -m service.probe [NAME]`, for the image's HEALTHCHECK.
 
-NAME is one of the health names, `liveness` by default. Exit code 0 means SERVING.
+NAME is one of the health names, `liveness` by default. Exit code 0 means SERVING. It speaks plain text: a server with
+TLS is asked on the port that POINTILLIST_HEALTH_LISTEN opens.
 """
 
 import os
@@ -9,25 +10,55 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.settings import Listen, load_settings
+from service.errors import SettingsError
+from service.settings import load_settings
+from service.target import called_at
 
 TIMEOUT = 3.0  # seconds
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to call a server that listens everywhere
+LIVENESS = "liveness"
+
+
+def is_serving(address: str, name: str) -> bool:
+    """Ask the server at an address, in plain text, whether what has that health name is SERVING.
+
+    Raises:
+        grpc.RpcError: nobody answers, or nobody who knows gRPC's health service and the name.
+    """
+    request = health_pb2.HealthCheckRequest(service=name)
+    with grpc.insecure_channel(address) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT)  # type: ignore[attr-defined]  # not in its stubs
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def knows_health(address: str) -> bool:
+    """Say whether a server of ours answers at an address in plain text, whatever it says of its health."""
+    try:
+        is_serving(address, LIVENESS)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def main() -> int:
     """Ask once."""
-    settings = load_settings(os.environ)
-    listen = settings.health_listen or settings.grpc_listen
-    target = str(Listen(ANY.get(listen.host, listen.host), listen.port))
-    request = health_pb2.HealthCheckRequest(service=sys.argv[1] if len(sys.argv) > 1 else "liveness")
-    with grpc.insecure_channel(target) as channel:
-        try:
-            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status  # type: ignore[attr-defined]
-        except grpc.RpcError as error:
-            sys.stderr.write(f"{target}: {error}\n")
-            return 1
-    return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
+    try:
+        settings = load_settings(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    if settings.health_listen is None and settings.tls_cert_file is not None:
+        sys.stderr.write(
+            "the server has TLS, and this probe speaks plain text: set POINTILLIST_HEALTH_LISTEN for both, such as"
+            " 127.0.0.1:50052, and health alone is served there\n"
+        )
+        return 1
+    address = str(called_at(settings.health_listen or settings.grpc_listen))
+    try:
+        return 0 if is_serving(address, sys.argv[1] if len(sys.argv) > 1 else LIVENESS) else 1
+    except grpc.RpcError as error:
+        words = error.details() if isinstance(error, grpc.Call) else error
+        sys.stderr.write(f"{address}: {words}\n")
+        return 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from service.cli_errors import say
 from service.integrations import is_sent
 from service.mapping import Mapping
 from service.mapping_explain import Explanation
-from service.segment_file import Refused, SegmentFile, Skipped, on_one_line
+from service.segment_file import OTHER_TYPES, Refused, SegmentFile, Skipped, on_one_line
 
 
 def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, explain: bool = False) -> bool:
@@ -25,17 +25,18 @@ def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, exp
 
     Raises:
         UnreadableFileError: reading the file fails halfway.
-        BrokenPipeError: nobody reads the records any more.
+        OSError: the records cannot be written; BrokenPipeError: nobody reads them any more.
     """
     nothing_refused = True
     for message in messages:
         result = message.result
         if isinstance(result, Skipped):
-            say(f"line {message.line}: skipped: {on_one_line(result.type)}")
+            unknown = "" if result.type in OTHER_TYPES else "; Segment has no such type"
+            say(f"{message.place}: skipped: {on_one_line(result.type)}{unknown}")
         elif isinstance(result, Refused):
             nothing_refused = False
             for error in result.errors:
-                say(f"line {message.line}: refused: {error}")
+                say(f"{message.place}: refused: {error}")
         else:
             event = result.event
             body = event.track if event.HasField("track") else event.identify
@@ -47,7 +48,7 @@ def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, exp
                 if messages.size is None:  # a pipe may go on for days; its records should not wait for more
                     out.flush()
             else:
-                say(f"line {message.line}: filtered: the integrations object says no")
+                say(f"{message.place}: filtered: the integrations object says no")
     out.flush()
     if (ignored := messages.ignored_line) is not None:
         say(ignored)

@@ -275,25 +275,32 @@ async def serve_sandbox(listen: str, api_token: str | None, behaviour: Behaviour
         behaviour: how POSTs are answered at first.
 
     Raises:
-        SettingsError: nothing can listen there.
+        SettingsError: nothing can listen there, or standard output cannot be written.
     """
     try:
         address = Listen.parse(listen)
     except ValueError as error:
-        raise SettingsError(str(error)) from error
+        raise SettingsError(f"--listen: {error}") from error
     stopping = asyncio.Event()
+    fault: OSError | None = None
 
     def print_record(line: bytes) -> None:
         try:
             sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            # The reader has gone, as `| head` does. What is still buffered must not fail again when Python exits.
+        except OSError as error:
+            # Where the reader has gone, as `| head` does, all is well.
+            nonlocal fault
+            fault = None if isinstance(error, BrokenPipeError) else error
+            # What is still buffered must not fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             stopping.set()
 
     sandbox = Sandbox(api_token=api_token, behaviour=behaviour, on_record=print_record)
-    await sandbox.start(address.host, address.port)
+    try:
+        await sandbox.start(address.host, address.port)
+    except SettingsError as error:
+        raise SettingsError(f"--listen: {error}") from error
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
@@ -306,6 +313,8 @@ async def serve_sandbox(listen: str, api_token: str | None, behaviour: Behaviour
         for number in signals:
             loop.remove_signal_handler(number)
         await sandbox.stop()
+    if fault is not None:
+        raise SettingsError(f"standard output cannot be written: {fault.strerror}")
 
 
 async def _break_off(transport: asyncio.Transport | None, how: str) -> NoReturn:

@@ -13,9 +13,11 @@ from service.cli_errors import UnreadableFileError
 from service.errors import SegmentJsonError
 from service.segment_json import Imported, Refused, Result, Skipped, import_line
 
-__all__ = ["Imported", "Message", "Refused", "SegmentFile", "Skipped", "on_one_line"]
+__all__ = ["OTHER_TYPES", "Imported", "Message", "Refused", "SegmentFile", "Skipped", "on_one_line"]
 
 STANDARD_INPUT = "-"
+OTHER_TYPES = frozenset({"page", "screen", "group", "alias", "delete"})
+"""Segment's types that Pointillist is not sent; any other that is skipped is likely to be mistyped."""
 LONGEST_LINE = 16 * 1024 * 1024  # bytes; a batch body of Segment's API has 500 KB at most
 
 
@@ -93,7 +95,10 @@ class SegmentFile:
                     self.skipped[result.type] += 1
                 elif isinstance(result, Imported):
                     self.ignored.update(dict.fromkeys(result.ignored))
-                yield Message(number, index if len(results) > 1 else None, result)
+                if len(results) > 1:
+                    yield Message(number, index, _within(f"batch[{index}]", result))
+                else:
+                    yield Message(number, None, result)
 
     @property
     def ignored_line(self) -> str | None:
@@ -122,6 +127,17 @@ class SegmentFile:
             raise UnreadableFileError(f"{name} cannot be read: {error}") from error
 
 
+def _within(item: str, result: Result) -> Result:
+    """Leave the item out of the paths of its faults, because its place names it already."""
+    if not isinstance(result, Refused):
+        return result
+    return Refused(
+        tuple(
+            SegmentJsonError(error.path.removeprefix(item).removeprefix("."), error.reason) for error in result.errors
+        )
+    )
+
+
 def on_one_line(text: str) -> str:
     """Give a name from the file as it is, or in quotes and escaped where it would not stay on one line."""
-    return text if text.isprintable() else json.dumps(text)
+    return text if text.isprintable() else json.dumps(text).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
 from service.batch_reader import Batch, BatchReader, Rejection
-from service.channel import open_aio_channel
+from service.channel import error_details, is_from_server, no_server, open_aio_channel
 from service.cli_errors import SendingError
 from service.segment_file import SegmentFile
 from service.target import Target
@@ -30,6 +29,9 @@ REJECTIONS_KEPT = 20  # beyond them only the count remembers
 CONNECT_PATIENCE = 5.0  # seconds to reach the server for the first time
 RESUME_PATIENCE = 30.0  # seconds without a stream, since the last answer, until it is given up
 RESUME_DELAY = 0.2  # seconds before a broken stream is opened again, where the server does not say
+
+BREAKS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+"""What gRPC's client says of a connection that breaks, besides UNAVAILABLE, when a call is just at work on it."""
 
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[event_service_pb2.BatchSendRequest, event_service_pb2.BatchSendResponse]"
 
@@ -103,6 +105,7 @@ class _Sending:
     ) -> None:
         self._channel = channel
         self._target = target.address
+        self._no_server = no_server(target)
         self._metadata = target.metadata
         self._progress = progress
         self._summary = Summary()
@@ -138,10 +141,7 @@ class _Sending:
                     f"{self._target}: the server went away and did not come back within {RESUME_PATIENCE:.0f} s;"
                     f" {self._so_far()}"
                 ) from error
-            raise SendingError(
-                f"{self._target}: no server can be reached there; start one with `pointillist-destination serve`,"
-                " or name another with --target HOST:PORT"
-            ) from error
+            raise SendingError(self._no_server) from error
         self._patience -= time.monotonic() - began
         if not self._was_reached:
             self._was_reached, self._patience = True, RESUME_PATIENCE
@@ -217,10 +217,10 @@ class _Sending:
         Raises:
             SendingError: trying again makes no sense.
         """
-        delay = _pushback(error)
-        if delay is None and error.code() is not grpc.StatusCode.UNAVAILABLE:
+        delay = delay_before_next(error)
+        if delay is None:
             raise self._broken(error) from error
-        return RESUME_DELAY if delay is None else delay
+        return delay
 
     def _broken(self, error: grpc.aio.AioRpcError) -> SendingError:
         words = " ".join((error.details() or "").split())
@@ -230,16 +230,26 @@ class _Sending:
         return f"{self._summary.accepted} events were accepted until then"
 
 
-def _pushback(error: grpc.aio.AioRpcError) -> float | None:
+def delay_before_next(error: grpc.Call | grpc.aio.AioRpcError) -> float | None:
+    """Seconds after which a stream that ended so is opened again; None where trying again makes no sense.
+
+    A server that wants it says when; a connection that broke is not the server's word, and is opened again soon.
+    """
+    if (delay := _pushback(error)) is not None:
+        return delay
+    code = error.code()
+    is_broken = code is grpc.StatusCode.UNAVAILABLE or (code in BREAKS and not is_from_server(error))
+    return RESUME_DELAY if is_broken else None
+
+
+def _pushback(error: grpc.Call | grpc.aio.AioRpcError) -> float | None:
     """Seconds after which the server says that trying again makes sense; None where it does not say."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-retry-pushback-ms":
             with contextlib.suppress(ValueError):
                 return max(0, int(value)) / 1000
-        if key == "grpc-status-details-bin":
-            with contextlib.suppress(DecodeError):
-                for detail in status_pb2.Status.FromString(value).details:
-                    retry = error_details_pb2.RetryInfo()
-                    if detail.Unpack(retry):
-                        return float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+    for detail in error_details(error):
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     return None

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from service.segment_file import SegmentFile
+from service.segment_file import OTHER_TYPES, SegmentFile, on_one_line
 from service.sending import Summary, send
 from service.target import Target
 
@@ -40,7 +40,7 @@ def report(summary: Summary, skipped: Mapping[str, int]) -> list[str]:
         f"filtered: {summary.filtered}",
         f"skipped: {skipped_words(skipped)}",
         f"rejected: {summary.rejected}",
-        *(f"  {rejection}" for rejection in summary.rejections),
+        *(f"  {on_one_line(str(rejection))}" for rejection in summary.rejections),
     ]
     if (unnamed := summary.rejected - len(summary.rejections)) > 0:
         lines.append(f"  and {unnamed} more")
@@ -52,7 +52,9 @@ def report(summary: Summary, skipped: Mapping[str, int]) -> list[str]:
 
 
 def skipped_words(skipped: Mapping[str, int]) -> str:
-    """Say how many messages were skipped, and of which types, such as `3 (page 2, group 1)`."""
+    """Say how many messages were skipped, and of which types: `4 (page 2, group 1, unknown type 'trak' 1)`."""
     total = sum(skipped.values())
-    by_type = ", ".join(f"{name if name.isprintable() else repr(name)} {count}" for name, count in skipped.items())
-    return f"{total} ({by_type})" if total else "0"
+    by_type = (
+        f"{name if name in OTHER_TYPES else f'unknown type {name!r}'} {count}" for name, count in skipped.items()
+    )
+    return f"{total} ({', '.join(by_type)})" if total else "0"

@@ -116,11 +116,18 @@ async def test_serve_ends_well_on_a_signal(number: signal.Signals, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        (["--listen", "nonsense"], "'nonsense' is not an address"),
+        (["--listen", "nonsense"], "--listen: 'nonsense' is not an address"),
         (["--answers", "{"], "--answers: is not JSON"),
         (["--answer", "503"], "--answer: '503' is not ANSWER=SHARE"),
         (["--answer", "503=0.1", "--answers", "{}"], "--answers and --answer are both given"),
-        (["--retry-after", "later"], "retry_after: "),
+        (["--retry-after", "later"], "--retry-after: "),
+        (["--delay", "soon"], "--delay: 'soon' is not a duration"),
+        (["--listen", "256.1.1.1.1:0"], "--listen: cannot listen on 256.1.1.1.1:0"),
+        (["--answers", "{}"], "--answers: names no answer"),
+        (["--answers", "[]"], "--answers: expected an object of weights"),
+        (["--answers", '{"600": 1}'], "--answers: '600' is no status"),
+        (["--answer", "503=2"], "--answer: the shares add up to 2; at most 1 is right"),
+        (["--answer", "503=-1"], "--answer: the weight of 503 is -1.0"),
     ],
 )
 async def test_sandbox_says_on_one_line_what_is_wrong_with_an_option(options: list[str], pattern: str) -> None:

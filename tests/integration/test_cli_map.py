@@ -1,14 +1,16 @@
 """The command `map`: Segment JSON in, records out, no server."""
 
+import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from service.segment_file import LONGEST_LINE
-from tests.integration.processes import EVENTS, end, run, start
+from tests.integration.processes import DEADLINE, EVENTS, PROJECT, Ended, end, run, start
 
 TRACK = b'{"type": "track", "userId": "u-1", "event": "Seen"}\n'
 
@@ -64,8 +66,8 @@ async def test_every_fault_of_a_message_has_a_line_of_its_own() -> None:
         "line 1: refused: userId: no userId and no anonymousId",
         "line 1: refused: event: track without event",
         "line 1: refused: properties: is an array",
-        "line 2: refused: batch[0].userId: no userId and no anonymousId",
-        'line 2: skipped: "a\\nb"',
+        "line 2, batch[0]: refused: userId: no userId and no anonymousId",
+        'line 2, batch[1]: skipped: "a\\nb"',
     ]
     assert (ended.code, ended.out) == (1, "")
 
@@ -157,3 +159,51 @@ async def test_memory_stays_flat_however_long_the_input_is() -> None:
     # then
     assert late - early < 4 * 1024 * 1024
     assert (await end(process)).code == 0
+
+
+async def test_a_type_that_segment_does_not_have_is_named_as_such() -> None:
+    ended = await run("map", "-", given=b'{"type": "trak", "userId": "u"}\n{"type": "alias"}\n')
+
+    assert ended.err_lines == ["line 1: skipped: trak; Segment has no such type", "line 2: skipped: alias"]
+    assert ended.code == 0
+
+
+async def test_explain_says_where_each_part_comes_from_and_what_is_not_used() -> None:
+    given = {"type": "track", "userId": "u", "event": "Bought", "properties": {"plan": "gold", "price": 3}}
+    given["context"] = {"app": {"name": "shop"}}
+
+    ended = await run("map", "--explain", "-", given=json.dumps(given).encode())
+
+    assert json.loads(ended.out_lines[0])["labels"] == {"plan": "gold"}
+    assert "  actor Customer.userId < userId, built in" in ended.out_lines
+    assert any(
+        re.fullmatch(r"  label plan < properties.plan, track row \d+ \(properties\)", x) for x in ended.out_lines
+    )
+    assert any(line.startswith("  number price < properties.price, ") for line in ended.out_lines)
+    assert "  not used: context.app.name" in ended.out_lines
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("arguments", [("map", str(EVENTS)), ("mapping", "show"), ("doctor",), ("--version",)])
+async def test_an_output_that_is_full_is_said_on_one_line(arguments: tuple[str, ...]) -> None:
+    # given
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230  a device, which never waits
+        stubs = os.pathsep.join([str(PROJECT), str(PROJECT / "generated")])
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service", *arguments),
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": stubs},
+            stdout=full,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    # when
+    async with asyncio.timeout(DEADLINE):
+        _, err = await process.communicate()
+    assert process.returncode is not None
+    ended = Ended(process.returncode, "", err.decode())
+
+    # then
+    assert ended.code == 2
+    assert ended.err_lines[-1] == "pointillist-destination: standard output cannot be written: No space left on device"
+    assert "Traceback" not in ended.err

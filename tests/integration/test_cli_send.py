@@ -9,8 +9,13 @@ import socket
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
+from service.sending import RESUME_DELAY, delay_before_next
 from tests.integration.processes import (
     DEADLINE,
     EVENTS,
@@ -22,6 +27,7 @@ from tests.integration.processes import (
     start,
     until_taken,
 )
+from tests.support.certificates import OPENSSL, make_authority
 
 
 def tracks(first: int, last: int, *, with_ids: bool = True) -> bytes:
@@ -153,6 +159,9 @@ async def test_a_server_that_cannot_be_reached_is_named_on_one_line() -> None:
     [
         (["/nowhere/at/all.jsonl"], "'/nowhere/at/all.jsonl' cannot be read: No such file or directory"),
         (["-", "--target", "nonsense"], "--target: 'nonsense' is not an address"),
+        (["-", "--ca-file", str(EVENTS)], f"--ca-file: {EVENTS} holds no certificate"),
+        (["-", "--ca-file", os.devnull], f"--ca-file: {os.devnull} holds no certificate"),
+        (["-", "--token-file", os.devnull], f"--token-file: {os.devnull} holds no token: it is empty"),
     ],
 )
 async def test_an_argument_that_cannot_be_used_is_named_on_one_line(arguments: list[str], said: str) -> None:
@@ -185,3 +194,61 @@ async def test_a_progress_bar_is_shown_on_a_terminal(tmp_path: Path) -> None:
         assert "events" in shown
         assert "%" in shown
         assert out.startswith(b"accepted: 17\n")
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
+async def test_a_server_in_plain_text_that_is_called_with_tls_is_told_with_that_reason(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path, "authority").certificate
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
+        ended = await run("send", str(EVENTS), "--target", server.address, "--ca-file", str(authority))
+
+    assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
+    assert "no server can be reached there with TLS, which --ca-file asks for" in ended.err
+    assert "goes without --ca-file" in ended.err
+
+
+async def test_an_unknown_type_and_the_place_in_a_batch_are_named_once(tmp_path: Path) -> None:
+    # given
+    given = b'{"batch": [{"type": "trak"}, {"type": "page"}, {"type": "track", "userId": "u"}]}\n'
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
+        # when
+        ended = await run("send", "-", "--target", server.address, given=given)
+
+    # then
+    assert "skipped: 2 (unknown type 'trak' 1, page 1)" in ended.out_lines
+    assert ended.out_lines[-1].startswith("  line 1, batch[2]: event: track without event")
+
+
+def failure(code: grpc.StatusCode, *details: Message) -> grpc.aio.AioRpcError:
+    """What a call fails with; with details it is the server's word, without them the client's own."""
+    status = status_pb2.Status(code=13)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    trailing = [("grpc-status-details-bin", status.SerializeToString())] if details else []
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), "")
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN"])
+def test_a_connection_that_breaks_is_resumed_whatever_the_client_calls_it(code: str) -> None:
+    assert delay_before_next(failure(grpc.StatusCode[code])) == RESUME_DELAY
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "UNAUTHENTICATED", "INVALID_ARGUMENT"])
+def test_what_the_server_itself_refuses_is_not_tried_again(code: str) -> None:
+    info = error_details_pb2.ErrorInfo(domain="pointillist-destination", reason="BUG")
+
+    assert delay_before_next(failure(grpc.StatusCode[code], info)) is None
+
+
+def test_a_refusal_of_the_clients_own_that_is_no_break_is_not_tried_again() -> None:
+    assert delay_before_next(failure(grpc.StatusCode.UNIMPLEMENTED)) is None
+
+
+def test_a_server_that_says_when_is_obeyed() -> None:
+    info = error_details_pb2.ErrorInfo(domain="pointillist-destination", reason="RATE")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+
+    assert delay_before_next(failure(grpc.StatusCode.RESOURCE_EXHAUSTED, info, retry)) == 1.5

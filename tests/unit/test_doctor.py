@@ -1,8 +1,10 @@
 """What doctor finds, and that it only looks."""
 
+import contextlib
 import shutil
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,8 @@ def findings(folder: Path, api_url: str, **changed: Any) -> dict[str, Finding]:
         "outbox_url": f"sqlite:///{folder / 'outbox.db'}",
         "disk_free_floor": "0B",
         "outbox_max_bytes": "1MiB",
+        "grpc_listen": "127.0.0.1:0",
+        "metrics_listen": "127.0.0.1:0",
     }
     settings = Settings(**{name: value for name, value in (given | changed).items() if value is not None})
     return {finding.check: finding for finding in examine(settings)}
@@ -70,7 +74,8 @@ async def test_a_healthy_set_up_has_nothing_but_good_findings(tmp_path: Path, ap
     assert {finding.grade for finding in found.values()} == {Grade.OK}
     assert all(not finding.advice for finding in found.values())
     assert list(found) == [
-        "settings", "token", "mapping", "address", "disk", "integrity", "backlog", "age", "dead letters",
+        "settings", "token", "mapping", "address", "grpc_listen", "metrics_listen", "disk", "integrity", "backlog",
+        "age", "dead letters",
     ]  # fmt: skip
 
 
@@ -179,6 +184,65 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, api_url: str) ->
     assert found.grade is Grade.ERROR
     assert str(tmp_path / "gone") in found.text
     assert "make the folder" in found.advice
+
+
+def test_an_outbox_whose_folder_is_not_there_is_not_said_to_be_made(tmp_path: Path, api_url: str) -> None:
+    found = findings(tmp_path / "gone", api_url)["outbox"]
+
+    assert found.grade is Grade.ERROR
+    assert "serve makes it" not in found.text
+
+
+def test_the_floor_is_said_where_there_is_room_enough(tmp_path: Path, api_url: str) -> None:
+    found = findings(tmp_path, api_url, disk_free_floor="1MiB")["disk"]
+
+    assert found.grade is Grade.OK
+    assert "of which 1MiB are kept free" in found.text
+
+
+# -- where the server listens
+
+
+@pytest.mark.parametrize("name", ["grpc_listen", "metrics_listen", "health_listen"])
+def test_an_address_where_another_program_listens_is_an_error(tmp_path: Path, api_url: str, name: str) -> None:
+    # given a program that hangs up on whoever calls
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        # when
+        found = findings(tmp_path, api_url, **{name: address})[name]
+        server.shutdown(socket.SHUT_RDWR)
+
+    # then
+    assert found.grade is Grade.ERROR
+    assert found.text == f"another program listens on {address}"
+    assert f"POINTILLIST_{name.upper()}" in found.advice
+
+
+def hang_up(server: socket.socket) -> None:
+    """Take every connection and close it, until the server is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            server.accept()[0].close()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:50051", "nowhere.invalid:50051", "a..b:50051"])
+def test_an_address_that_is_not_this_machines_is_an_error(tmp_path: Path, api_url: str, address: str) -> None:
+    found = findings(tmp_path, api_url, grpc_listen=address)["grpc_listen"]
+
+    assert found.grade is Grade.ERROR
+    assert f"cannot listen on {address}" in found.text
+    assert "POINTILLIST_GRPC_LISTEN" in found.advice
+
+
+async def test_one_is_not_said_in_the_plural_and_none_is_said_in_words(tmp_path: Path, api_url: str) -> None:
+    await fill(tmp_path)
+    assert findings(tmp_path, api_url)["backlog"].text.startswith("no event waits")
+
+    await fill(tmp_path, waiting=1)
+    assert findings(tmp_path, api_url)["backlog"].text.startswith("1 event waits")
+    assert "(1 address)" in findings(tmp_path, api_url)["address"].text
 
 
 # -- what is wrong in the outbox
