@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pointillist_destination.v1 import event_service_pb2
-from service.message_id import new_message_id
+from service.message_id import derived_message_id
 from service.segment_file import Imported, Refused, SegmentFile
 
 BATCHES_AHEAD = 2  # read and not asked for yet
@@ -106,7 +106,8 @@ def _batches(file: SegmentFile, batch_size: int, reject: Callable[[Rejection], N
             continue
         event = message.result.event
         body = event.track if event.HasField("track") else event.identify
-        body.message_id = body.message_id or new_message_id()
+        if not body.message_id:
+            body.message_id = derived_message_id(message.place, event.SerializeToString(deterministic=True))
         size += event.ByteSize()
         request.events.append(event)
         places.append(message.place)

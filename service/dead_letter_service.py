@@ -9,7 +9,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_pb2
 from service import faults
-from service.errors import OutboxFullError
 from service.mapping import Mapping
 from service.outbox.base import DeadLetter, DeadLetterFilter, Outbox
 from service.rpc import Calls, Context, parse, unary
@@ -81,19 +80,13 @@ class DeadLetterService:
     async def replay(self, request: bytes, _: Context) -> bytes:
         """Put some back into the queue."""
         which = _choice(parse(dead_letter_service_pb2.ReplayRequest, request))
-        try:
-            replayed = await self._outbox.replay_dead_letters(which)
-        except OutboxFullError as error:
-            raise faults.outbox_full(error) from error
+        replayed = await self._outbox.replay_dead_letters(which)
         return dead_letter_service_pb2.ReplayResponse(replayed=replayed).SerializeToString()
 
     async def delete(self, request: bytes, _: Context) -> bytes:
         """Delete some for good."""
         which = _choice(parse(dead_letter_service_pb2.DeleteRequest, request))
-        try:
-            deleted = await self._outbox.delete_dead_letters(which)
-        except OutboxFullError as error:
-            raise faults.outbox_full(error) from error
+        deleted = await self._outbox.delete_dead_letters(which)
         return dead_letter_service_pb2.DeleteResponse(deleted=deleted).SerializeToString()
 
 

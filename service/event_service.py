@@ -136,10 +136,7 @@ class EventService:
     async def _accept(self, entry: Entry) -> event_service_pb2.Outcome.ValueType:
         if self._draining.is_set():
             raise faults.shutting_down()
-        try:
-            [is_new] = await self._outbox.put([entry])
-        except OutboxFullError as error:
-            raise faults.outbox_full(error) from error
+        [is_new] = await self._outbox.put([entry])
         self._metrics.events["accepted" if is_new else "duplicate"].inc()
         return event_service_pb2.OUTCOME_ACCEPTED if is_new else event_service_pb2.OUTCOME_DUPLICATE
 

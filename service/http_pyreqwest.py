@@ -112,7 +112,7 @@ class PyreqwestPointillist:
         return Answer(status, None, retry_after, body_start(await self._read(request, response), token))
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; pyreqwest's native thread lives on, as one for the whole process."""
         await self._client.close()
 
     async def _drain(self, request: StreamRequest, response: Response) -> None:

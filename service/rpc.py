@@ -17,7 +17,8 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.access_log import AccessLog
-from service.faults import Fault, idle, over_rate, stream_too_old, too_many_calls, unforeseen, unparsable
+from service.errors import OutboxFullError
+from service.faults import Fault, idle, outbox_full, over_rate, stream_too_old, too_many_calls, unforeseen, unparsable
 from service.gate import Admission, Gate
 from service.rpc_metrics import MethodMeter, MethodType, RpcMetrics
 from service.tracing import CallSpan, Tracing
@@ -132,6 +133,8 @@ class _Call:
     async def fail(self, error: BaseException) -> None:
         """Answer with an error; always raises."""
         context = self._context
+        if isinstance(error, OutboxFullError):
+            error = outbox_full(error)
         if isinstance(error, Fault):
             self._code = CODES[error.status.code].name
             await abort(context, error)

@@ -2,7 +2,8 @@
 
 Several batches are under way at once, and no more: when the server stops reading, so does this. A stream that breaks is
 opened again and goes on from the first batch that was not answered. Each event has its message_id before it is sent,
-so that one that is sent again is a duplicate to the server and not a second event.
+so that one that is sent again is a duplicate to the server and not a second event. An event without one is given one
+that follows from what and where in the file it is, so that this holds for a whole file that is sent again, too.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ from service.clock import Clock
 FULL_AGAIN = 0.9  # share of a bound below which a full outbox takes events again, so that it does not flutter
 DELAY = 1.0  # seconds until a refused caller tries again, while the drain rate is not known
 DELAY_MOST = 60.0  # seconds
-REFUSED_PAUSE = 1.0  # seconds after a write that the disk refused until another is tried
+REFUSED_PAUSE = 1.0  # seconds after a write that the disk refused until the outbox tries one of its own
 DISK_CHECK_INTERVAL = 0.5  # seconds between looks at the free disk
 RATE_WINDOW = 10.0  # seconds over which the drain rate is measured
 
@@ -33,7 +33,8 @@ class Room:
         self._disk_free = disk_free
         self._disk_full = False
         self._disk_checked = float("-inf")
-        self._refused_until = float("-inf")
+        self.is_refused = False
+        """Whether the disk refused a write and has taken none since."""
         self._full: str | None = None
         self._drained: deque[tuple[float, int]] = deque()
 
@@ -46,7 +47,7 @@ class Room:
             self._full = f"the outbox holds {events} events; POINTILLIST_OUTBOX_MAX_EVENTS allows {bounds.events}"
         elif bounds.bytes is not None and size >= bounds.bytes * share:
             self._full = f"the outbox holds {size} bytes; POINTILLIST_OUTBOX_MAX_BYTES allows {bounds.bytes}"
-        elif self._clock.steady() < self._refused_until:
+        elif self.is_refused:
             self._full = "the disk of the outbox refuses writes"
         elif self._is_disk_full():
             self._full = "the disk of the outbox has less free space than POINTILLIST_DISK_FREE_FLOOR"
@@ -61,10 +62,6 @@ class Room:
             floor = self._bounds.disk_free * (2 - FULL_AGAIN if self._disk_full else 1)
             self._disk_full = self._disk_free() < floor
         return self._disk_full
-
-    def note_refused(self) -> None:
-        """Take note that the disk refused a write: there is no room, until it is tried again a little later."""
-        self._refused_until = self._clock.steady() + REFUSED_PAUSE
 
     def note_drained(self, events: int) -> None:
         """Take note that so many events left the outbox."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.outbox.base import Entry, Refusal, Stored
-from service.outbox.sqlite_file import Counts
+from service.outbox.counts import Counts
 
 
 @dataclass(slots=True)
@@ -25,6 +25,12 @@ class Round:
     """Its outcome: a result or an exception for each future."""
     new: list[Stored] = field(default_factory=list)
     """Events that it put, for the tail."""
+    is_trial: bool = False
+    """Whether it writes for no other reason than to see whether the disk takes it."""
+    retries: bool = False
+    """Whether it settles what a round before could not write."""
+    refused: bool = False
+    """Whether the disk refused it, settlements perhaps excepted."""
     stuck: bool = False
     """Whether its settlements could not be written, and are to be tried again."""
 
@@ -37,3 +43,14 @@ class Round:
     def settlements(self) -> int:
         """How many events it settles."""
         return len(self.acks) + len(self.naks) + len(self.terms)
+
+    def proves_the_disk(self) -> bool:
+        """Whether its success says that the disk takes new events again, which settlements need not say."""
+        return not (self.refused or self.stuck) and bool(self.is_trial or self.retries or self.puts)
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody who waits for it that it does not come; on the event loop."""
+        futures: list[asyncio.Future[Any]] = [future for _, future in (*self.puts, *self.calls, *self.reads)]
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)

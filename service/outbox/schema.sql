@@ -2,7 +2,8 @@
 
 -- Events that wait to be delivered. due_at is NULL until the first nak.
 CREATE TABLE event (
-  id INTEGER PRIMARY KEY,            -- rises in the order of acceptance, never reused
+  id INTEGER PRIMARY KEY,            -- rises in the order of acceptance; no two that wait ever share one, but after
+                                     -- a restart an event may get the id of one that is gone
   message_id TEXT NOT NULL,
   accepted_at INTEGER NOT NULL,
   queued_at INTEGER NOT NULL,        -- when it was put or, if later, replayed

@@ -7,32 +7,28 @@ results back once a commit, never once an event.
 
 import asyncio
 import contextlib
-import queue
 import shutil
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import structlog
-
-from service.clock import Clock
+from service.clock import Clock, Timer
 from service.errors import OutboxError, OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
-from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, Bounds, Room
+from service.outbox.counts import Counts
+from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
 from service.outbox.round import Round
-from service.outbox.sqlite_file import Counts, DiskRefusedError, SqliteFile
+from service.outbox.sqlite_file import NEWEST, SqliteFile
 from service.outbox.tail import Tail
+from service.outbox.writer import WRITER_ENDED, Writer
 
 Result = TypeVar("Result")
-
-log = structlog.get_logger()
 
 SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
 SETTLE_MOST = 1000  # settlements that do not wait any longer
 STUCK_MOST = 20_000  # settlements that could not be written, above which nothing is fetched
-DEAD_LETTER_CHUNK = 500  # dead letters moved or deleted in one transaction
 
 
 class SqliteOutbox:
@@ -66,7 +62,7 @@ class SqliteOutbox:
         self._file = SqliteFile(path, window=window, window_ids=window_ids)
         self._clock = clock
         folder = path.absolute().parent
-        self._room = Room(bounds, clock, lambda: disk_free(folder) + self._reusable)
+        self._room = Room(bounds, clock, lambda: disk_free(folder) + self._reusable())
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
         self._next = Round()
@@ -77,29 +73,27 @@ class SqliteOutbox:
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
-        self._oldest_at = self._file.oldest_at()
-        self._reusable = self._file.reusable()  # without it an outbox that filled the disk would stay full when empty
         self._emptier = asyncio.Event()
+        self._trial: Timer | None = None
         self._closed = False
-        self.commits = 0
-        self.committed_events = 0
-        self._rounds: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="outbox-writer", daemon=True)
-        self._thread.start()
+        self._over: str | None = None  # why nothing is done any more, in words
+        self._writer = Writer(
+            self._file, self._tail, now=self._now, finished=self._finished, ended=lambda: self._end(WRITER_ENDED)
+        )
 
     # -- the verbs
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:
         """Store events and return once they are fsynced. See Outbox.put."""
         self._refuse_when_full()
-        future: asyncio.Future[list[bool]] = self._loop.create_future()
+        future: asyncio.Future[list[bool]] = self._future()
         self._next.put(entries, future)
         self._schedule()
         return await future
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
         """Lease events. See Outbox.fetch."""
-        if self._next.stuck and self._next.settlements() > STUCK_MOST:
+        if self._over is not None or (self._next.retries and self._next.settlements() > STUCK_MOST):
             return []
         now = self._now()
         if self._tail.is_whole and now < self._due_at and not early:
@@ -143,24 +137,38 @@ class SqliteOutbox:
 
     def next_due(self) -> float | None:
         """Seconds until the next event is due. See Outbox.next_due."""
-        return None if self._due_at == inf else max(0.0, (self._due_at - self._now()) / 1000)
+        return None if self._due_at == inf or self._over is not None else max(0.0, (self._due_at - self._now()) / 1000)
 
     def stats(self) -> Stats:
         """What is held. See Outbox.stats."""
         counts = self._counts
         coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
-        return Stats(counts.events, counts.bytes, self._oldest_at, counts.dead_letters + coming)
+        return Stats(counts.events, counts.bytes, self._writer.oldest_at, counts.dead_letters + coming)
 
     @property
     def evictions(self) -> int:
         """message_ids that the duplicate window forgot for want of room, since start."""
         return self._file.evictions
 
+    @property
+    def commits(self) -> int:
+        """Transactions on disk, since start."""
+        return self._writer.commits
+
+    @property
+    def committed_events(self) -> int:
+        """Events that those put there."""
+        return self._writer.committed_events
+
     # -- dead letters
 
     async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
         """See Outbox.list_dead_letters."""
-        return await self._read(lambda: self._file.list_dead_letters(which, after, limit))
+        letters: list[DeadLetter] = []
+        while after < NEWEST and len(letters) < limit:
+            some, after = await self._read(partial(self._file.list_dead_letters, which, after, limit - len(letters)))
+            letters += some
+        return letters
 
     async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
         """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places.
@@ -171,22 +179,21 @@ class SqliteOutbox:
         self._refuse_when_full()
         now = self._now()
 
-        def replay(newest: int, change: Counts) -> int:
-            return self._file.replay_dead_letters(which, newest, now, DEAD_LETTER_CHUNK, change)
+        def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
+            return self._file.replay_dead_letters(which, after, newest, now, change)
 
         return await self._repeat(replay)
 
     async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
         """See Outbox.delete_dead_letters."""
-        return await self._repeat(
-            lambda newest, change: self._file.delete_dead_letters(which, newest, DEAD_LETTER_CHUNK, change)
-        )
+        return await self._repeat(partial(self._file.delete_dead_letters, which))
 
-    async def _repeat(self, some: Callable[[int, Counts], int]) -> int:
+    async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
         """Work through the dead letters that there are now; such as come while it lasts are not meant."""
         newest = await self._read(self._file.newest_dead_letter)
-        total = 0
-        while count := await self._call(lambda change: some(newest, change)):
+        total = after = 0
+        while after < newest:
+            count, after = await self._call(partial(some, after, newest))
             total += count
         return total
 
@@ -201,6 +208,8 @@ class SqliteOutbox:
 
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
+        if self._over is not None:
+            return self._over
         events, size = self._counts.events, self._counts.bytes
         for queued in (self._next, self._writing):
             if queued is not None:
@@ -208,9 +217,6 @@ class SqliteOutbox:
         return self._room.full(events, size)
 
     def _refuse_when_full(self) -> None:
-        if self._closed:
-            message = "the outbox is closed"
-            raise OutboxFullError(message, DELAY)
         if (reason := self.full()) is not None:
             raise OutboxFullError(reason, self._room.retry_after(self._counts.events))
 
@@ -230,23 +236,42 @@ class SqliteOutbox:
             pass  # a disk that refuses now repeats some deliveries after the restart, and loses nothing
         finally:
             self._closed = True
-            self._rounds.put(None)
-            await self._loop.run_in_executor(None, self._thread.join)
+            if self._trial is not None:
+                self._trial.cancel()
+            await self._writer.stop()
+            self._end("the outbox is closed")
             self._file.close()
+
+    def _end(self, reason: str) -> None:
+        """Do nothing any more, and let nobody wait for it."""
+        self._over = self._over or reason
+        for unfinished in (self._writing, self._next):
+            if unfinished is not None:
+                unfinished.fail(OutboxFullError(self._over, DELAY))
 
     # -- between the event loop and the writer
 
     def _now(self) -> int:
         return round(self._clock.steady() * 1000)
 
+    def _reusable(self) -> int:
+        """Bytes of the file that can be used again; an outbox that filled the disk would stay full without them."""
+        return self._writer.reusable
+
+    def _future(self) -> "asyncio.Future[Result]":
+        """What to wait for, as part of the next round."""
+        if self._over is not None:
+            raise OutboxFullError(self._over, DELAY)
+        return self._loop.create_future()
+
     async def _call(self, function: Callable[[Counts], Result]) -> Result:
-        future: asyncio.Future[Result] = self._loop.create_future()
+        future: asyncio.Future[Result] = self._future()
         self._next.calls.append((function, future))
         self._schedule()
         return await future
 
     async def _read(self, function: Callable[[], Result]) -> Result:
-        future: asyncio.Future[Result] = self._loop.create_future()
+        future: asyncio.Future[Result] = self._future()
         self._next.reads.append((function, future))
         self._schedule()
         return await future
@@ -269,10 +294,10 @@ class SqliteOutbox:
 
     def _hand_over(self) -> None:
         self._timer = None
-        if self._closed:
+        if self._closed or self._over is not None:
             return
         self._writing, self._next = self._next, Round()
-        self._rounds.put(self._writing)
+        self._writer.hand_over(self._writing)
 
     def _finished(self, done: Round) -> None:
         """Take a round back, on the event loop."""
@@ -281,9 +306,10 @@ class SqliteOutbox:
         following = self._next
         if done.stuck:  # what could not be settled is settled with the next round
             following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms
-            following.stuck = True
+            following.retries = True
         else:
             self._room.note_drained(len(done.acks) + len(done.terms))
+        self._note_disk(done)
         for future, result in done.done:
             if future.done():
                 continue
@@ -296,7 +322,7 @@ class SqliteOutbox:
         if done.calls:  # a replay put events into the store that were never in the tail
             self._tail.forget()
         self._emptier.set()
-        if following.puts or following.calls or following.reads:
+        if following.puts or following.calls or following.reads or following.is_trial:
             self._schedule()
         elif following.settlements():
             self._schedule(linger=True)
@@ -307,81 +333,16 @@ class SqliteOutbox:
         for arrived in self._arrived:
             arrived()
 
-    # -- on the writer's thread
+    # -- a disk that refuses
 
-    def _write(self) -> None:
-        while (work := self._rounds.get()) is not None:
-            try:
-                self._write_round(work)
-            finally:
-                try:
-                    self._loop.call_soon_threadsafe(self._finished, work)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    return
+    def _note_disk(self, done: Round) -> None:
+        """While the disk refuses, the outbox tries it, not its callers: each of theirs would fail meanwhile."""
+        self._room.is_refused = not done.proves_the_disk() and (self._room.is_refused or done.refused)
+        if self._room.is_refused and self._trial is None:
+            self._trial = self._clock.call_later(REFUSED_PAUSE, self._try_disk)
 
-    def _write_round(self, work: Round) -> None:
-        work.stuck = False  # what a round before could not settle gets its chance now
-        if work.puts or work.calls or work.settlements():
-            try:
-                self._commit(work)
-            except DiskRefusedError as error:
-                self._refuse(work, error)
-            except Exception as error:
-                log.exception("unforeseen error in the outbox's writer")  # which outlives it; the callers hear of it
-                work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
-                work.stuck = True
-        for read, future in work.reads:
-            try:
-                work.done.append((future, read()))
-            except Exception as error:  # noqa: BLE001  # it belongs to whoever awaits the future
-                work.done.append((future, error))
-        self._oldest_at = self._file.oldest_at()
-        self._reusable = self._file.reusable()
-
-    def _commit(self, work: Round) -> None:
-        """Do all of a round in one transaction; nothing of it is answered before the fsync."""
-        done: list[tuple[asyncio.Future[Any], Any]] = []
-        new: list[Stored] = []
-        with self._file.transaction() as change:
-            self._settle(work, change)
-            if work.puts:
-                entries, now = [entry for some, _ in work.puts for entry in some], self._now()
-                ids = self._file.put(entries, now, change)
-                if self._tail.is_whole:
-                    new = [Stored(id_, *entry, now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_]
-                start = 0
-                for some, future in work.puts:
-                    done.append((future, [id_ > 0 for id_ in ids[start : start + len(some)]]))
-                    start += len(some)
-            done.extend((future, call(change)) for call, future in work.calls)
-        work.done += done
-        work.new = new  # not before: what a refused commit rolled back must not be delivered
-        self._release(work)
-        self.commits += 1
-        self.committed_events += change.events if work.puts else 0
-
-    def _refuse(self, work: Round, error: DiskRefusedError) -> None:
-        """The disk refused the round: tell the callers, and settle at least, which needs less room."""
-        self._room.note_refused()
-        full = OutboxFullError(f"the disk of the outbox refuses writes: {error}", DELAY)
-        work.done += [(future, full) for _, future in work.puts]
-        work.done += [(future, full) for _, future in work.calls]
-        try:
-            if work.settlements():
-                with self._file.transaction() as change:
-                    self._settle(work, change)
-                self._release(work)
-        except DiskRefusedError:
-            work.stuck = True
-
-    def _release(self, work: Round) -> None:
-        self._file.release(work.acks)
-        self._file.release(nak[0] for nak in work.naks)
-        self._file.release(term[0] for term in work.terms)
-
-    def _settle(self, work: Round, change: Counts) -> None:
-        self._file.ack(work.acks, change)
-        for stored, due_at, now, attempted in work.naks:
-            self._file.nak(stored, due_at, now, attempted=attempted)
-        for stored, refusal, now in work.terms:
-            self._file.term(stored, refusal, now, change)
+    def _try_disk(self) -> None:
+        self._trial = None
+        if self._room.is_refused:
+            self._next.is_trial = True
+            self._schedule()

@@ -9,34 +9,27 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from pointillist_destination.v1 import event_pb2
 from service.errors import OutboxError
+from service.outbox import dead_letter_sql
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
+from service.outbox.counts import Counts
 from service.outbox.sqlite_open import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
 NEWEST = 2**63 - 1  # above every id
 PRUNE_LEAST = 256  # ids pruned from the window in one transaction, at least
+MOVED_MOST = 500  # dead letters moved or deleted in one transaction
+EXAMINED_MOST = 5000  # dead letters looked at in one go, so that what waits for the writer does not wait for a million
 
 
 class DiskRefusedError(OutboxError):
     """The disk or the file system refused a write; the transaction was rolled back and nothing of it is stored."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """The counter row."""
-
-    events: int
-    bytes: int
-    seen: int
-    dead_letters: int
 
 
 def chunked(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -64,9 +57,6 @@ INSERT_EVENT = {
 }
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
 STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at"
-DEAD_LETTER = (
-    "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at"
-)
 
 
 class SqliteFile:
@@ -87,6 +77,7 @@ class SqliteFile:
         self._window_ids = window_ids
         self.evictions = 0
         """message_ids forgotten for want of room in the window."""
+        self._evicting = 0  # the same, of the transaction under way
         self._lock = take_lock(path)
         try:
             self._connection = open_database(path)
@@ -102,7 +93,7 @@ class SqliteFile:
             os.close(self._lock)
             raise
         self.cursor = 0
-        """The highest id of an event that was leased as new; what is above it was not leased yet."""
+        """What is above it was not leased yet; up to it, new events were leased."""
         self._leased: set[int] = set()
 
     def close(self) -> None:
@@ -120,6 +111,7 @@ class SqliteFile:
             DiskRefusedError: the disk is full or failing; nothing of the transaction is stored.
         """
         change = Counts(0, 0, 0, 0)
+        self._evicting = 0
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield change
@@ -135,13 +127,16 @@ class SqliteFile:
             if isinstance(error, sqlite3.DatabaseError):
                 raise DiskRefusedError(str(error)) from error
             raise
-        counts = self.counts
-        self.counts = Counts(
-            counts.events + change.events,
-            counts.bytes + change.bytes,
-            counts.seen + change.seen,
-            counts.dead_letters + change.dead_letters,
-        )
+        self.evictions += self._evicting
+        self.counts += change
+
+    def touch(self) -> None:
+        """Change nothing, but have the disk written to. Within a transaction.
+
+        Two statements, because SQLite leaves out a write that would leave a row as it was.
+        """
+        self._connection.execute("UPDATE counter SET seen = seen + 1")
+        self._connection.execute("UPDATE counter SET seen = seen - 1")
 
     def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[int]:
         """Store entries; returns one id an entry, 0 for a duplicate. Within a transaction."""
@@ -252,12 +247,17 @@ class SqliteFile:
         return self._lease([row for row in rows if row[0] not in leased][:limit])
 
     def _fetch_new(self, limit: int) -> list[Stored]:
-        """New events lie behind a cursor, so that what was leased before is never read again."""
+        """New events lie behind a cursor, so that what was leased before is never read again.
+
+        At the end it moves behind every id there is, so that what was put back is not searched again and again either.
+        """
         rows = self._connection.execute(
             f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
             (self.cursor, limit),
         ).fetchall()
-        if rows:
+        if len(rows) < limit:
+            self.cursor = self._next_id - 1
+        elif rows:
             self.cursor = rows[-1][0]
         return self._lease(rows)
 
@@ -290,21 +290,34 @@ class SqliteFile:
 
     def list_dead_letters(
         self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
-    ) -> list[DeadLetter]:
-        """Up to `limit` dead letters with an id above `after` and up to `newest`, by rising id."""
-        where, parameters = _where(which)
-        rows = self._connection.execute(
-            f"SELECT {DEAD_LETTER} FROM dead_letter WHERE id > ? AND id <= ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608
-            (after, newest, *parameters, limit),
-        )
-        return [
-            DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), attempts, first, last)
-            for id_, message_id, payload, accepted_at, reason, status, detail, attempts, first, last in rows
-        ]
+    ) -> tuple[list[DeadLetter], int]:
+        """Up to `limit` of the next dead letters, by rising id, and the id to go on after.
 
-    def replay_dead_letters(self, which: DeadLetterFilter, newest: int, now: int, limit: int, change: Counts) -> int:
-        """Move up to `limit` dead letters to the end of the queue. Within a transaction."""
-        letters = self.list_dead_letters(which, 0, limit, newest)
+        Few are looked at in one go, so that fewer than `limit`, or none, do not mean that there are no more.
+
+        Args:
+            which: those that are meant.
+            after: the id to go on after; 0 to begin with.
+            limit: how many at most.
+            newest: the highest id that is meant; once it is the id to go on after, there are no more.
+        """
+        until = self._examined_until(which, after, newest)
+        condition, parameters = dead_letter_sql.where(which, after, until)
+        rows = self._connection.execute(
+            f"SELECT {dead_letter_sql.COLUMNS} FROM dead_letter WHERE {condition} ORDER BY id LIMIT ?",  # noqa: S608
+            (*parameters, limit),
+        )
+        letters = [dead_letter_sql.dead_letter(row) for row in rows]
+        return letters, letters[-1].id if len(letters) == limit else until
+
+    def replay_dead_letters(
+        self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts
+    ) -> tuple[int, int]:
+        """Move some dead letters to the end of the queue. Within a transaction.
+
+        Returns how many, and the id to go on after, as in list_dead_letters.
+        """
+        letters, reached = self.list_dead_letters(which, after, MOVED_MOST, newest)
         for letter in letters:
             self._connection.execute(
                 "INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES (?, ?, ?, ?, ?)",
@@ -315,18 +328,33 @@ class SqliteFile:
         change.events += len(letters)
         change.bytes += sum(len(letter.payload) for letter in letters)
         change.dead_letters -= len(letters)
-        return len(letters)
+        return len(letters), reached
 
-    def delete_dead_letters(self, which: DeadLetterFilter, newest: int, limit: int, change: Counts) -> int:
-        """Delete up to `limit` dead letters. Within a transaction."""
-        where, parameters = _where(which)
-        some = f"SELECT id FROM dead_letter WHERE id <= ? AND {where} LIMIT ?"  # noqa: S608
-        count = self._connection.execute(
-            f"DELETE FROM dead_letter WHERE id IN ({some})",  # noqa: S608
-            (newest, *parameters, limit),
-        ).rowcount
+    def delete_dead_letters(self, which: DeadLetterFilter, after: int, newest: int, change: Counts) -> tuple[int, int]:
+        """Delete some dead letters. Within a transaction.
+
+        Returns how many, and the id to go on after, as in list_dead_letters.
+        """
+        until = self._examined_until(which, after, newest)
+        until = self._nth(*dead_letter_sql.where(which, after, until), MOVED_MOST) or until
+        condition, parameters = dead_letter_sql.where(which, after, until)
+        count = self._connection.execute(f"DELETE FROM dead_letter WHERE {condition}", parameters).rowcount  # noqa: S608
         change.dead_letters -= count
-        return count
+        return count, until
+
+    def _examined_until(self, which: DeadLetterFilter, after: int, newest: int) -> int:
+        """Up to which id dead letters are looked at in one go; by their ids they are found without a search."""
+        if which.ids is not None:
+            return newest
+        return self._nth("id > ? AND id <= ?", [after, newest], EXAMINED_MOST) or newest
+
+    def _nth(self, condition: str, parameters: list[Any], number: int) -> int | None:
+        """The id of the dead letter that is the nth to fulfil a condition."""
+        row = self._connection.execute(
+            f"SELECT id FROM dead_letter WHERE {condition} ORDER BY id LIMIT 1 OFFSET ?",  # noqa: S608
+            (*parameters, number - 1),
+        ).fetchone()
+        return row and int(row[0])
 
     # -- the duplicate window
 
@@ -342,7 +370,7 @@ class SqliteFile:
                 "DELETE FROM seen WHERE id <= (SELECT id FROM seen ORDER BY id LIMIT 1 OFFSET ?)",
                 (min(excess, most) - 1,),
             ).rowcount
-            self.evictions += gone
+            self._evicting += gone
             change.seen -= gone
         if self._has_expired(horizon):
             change.seen -= self._connection.execute(
@@ -359,26 +387,3 @@ class SqliteFile:
     def _one(self, statement: str) -> tuple[Any, ...]:
         row: tuple[Any, ...] = self._connection.execute(statement).fetchone()
         return row
-
-
-def _where(which: DeadLetterFilter) -> tuple[str, list[Any]]:
-    conditions: list[str] = ["1"]
-    parameters: list[Any] = []
-
-    def add(condition: str, *values: object) -> None:
-        conditions.append(condition)
-        parameters.extend(values)
-
-    if which.ids is not None:
-        add(f"id IN ({','.join('?' * len(which.ids))})", *which.ids)
-    if which.reason is not None:
-        add("reason = ?", which.reason)
-    if which.event_type is not None:
-        add("event_type = ?", which.event_type)
-    if which.user_id is not None:
-        add("(user_id = ? OR anonymous_id = ?)", which.user_id, which.user_id)
-    if which.since is not None:
-        add("last_attempt_at >= ?", which.since)
-    if which.until is not None:
-        add("last_attempt_at < ?", which.until)
-    return " AND ".join(conditions), parameters

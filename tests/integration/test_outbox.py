@@ -3,6 +3,8 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from service.errors import OutboxFullError
 from service.outbox.base import Entry
 from service.outbox.sqlite import SqliteOutbox
+from service.outbox.sqlite_file import DiskRefusedError, SqliteFile
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, WINDOW, bury, opened
@@ -34,6 +37,25 @@ async def outbox(path: Path, clock: HandClock) -> AsyncIterator[SqliteOutbox]:
 
 async def message_ids(outbox: SqliteOutbox, limit: int = 100, *, early: bool = False) -> list[str]:
     return [stored.message_id for stored in await outbox.fetch(limit, early=early)]
+
+
+@dataclass
+class Steps:
+    """How much SQLite had to do."""
+
+    thousands: int = 0
+
+
+def count_steps(outbox: SqliteOutbox) -> Steps:
+    """Count the thousands of steps of SQLite's machine from now on."""
+    steps = Steps()
+
+    def count() -> int:
+        steps.thousands += 1
+        return 0
+
+    outbox._file._connection.set_progress_handler(count, 1000)
+    return steps
 
 
 # -- put
@@ -116,6 +138,26 @@ async def test_a_message_id_that_comes_again_after_its_time_takes_one_place_in_t
 
         assert outbox.evictions == 0
         assert await outbox.put([entry(2)]) == [False]
+
+
+async def test_message_ids_forgotten_by_a_transaction_that_is_rolled_back_are_not_counted(path: Path) -> None:
+    file = SqliteFile(path, window=WINDOW, window_ids=10)
+    with closing(file):
+        with file.transaction() as change:
+            file.put(entries(10), 1000, change)
+
+        def fail() -> None:
+            with file.transaction() as change:
+                file.put(entries(3, first=10), 1000, change)
+                raise sqlite3.OperationalError("disk I/O error")
+
+        with pytest.raises(DiskRefusedError):
+            fail()
+        assert file.evictions == 0
+
+        with file.transaction() as change:
+            file.put(entries(3, first=10), 1000, change)
+        assert file.evictions == 3
 
 
 async def test_message_ids_that_look_alike_are_kept_apart(outbox: SqliteOutbox) -> None:
@@ -265,6 +307,25 @@ async def test_nothing_is_due_where_nothing_was_put_back(outbox: SqliteOutbox) -
     await outbox.put([entry(1)])
     await outbox.fetch(2)
     assert outbox.next_due() is None
+
+
+async def test_events_put_back_are_not_searched_for_new_ones_again_and_again(path: Path, clock: HandClock) -> None:
+    # given a file opened with many events that were put back, and none that is new
+    async with opened(path, clock) as outbox:
+        await outbox.put(entries(5000))
+        for stored in await outbox.fetch(5000):
+            outbox.nak(stored, 100.0)
+    async with opened(path, clock) as outbox:
+        assert await outbox.fetch(10) == []
+        steps = count_steps(outbox)
+
+        # when a relay that probes asks for them early
+        assert len(await outbox.fetch(1, early=True)) == 1
+
+        # then
+        assert steps.thousands == 0
+        await outbox.put([entry(5000)])
+        assert await message_ids(outbox) == ["m-5000"]
 
 
 async def test_an_event_put_back_while_others_are_read_is_due_in_its_time(

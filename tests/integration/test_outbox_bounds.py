@@ -173,7 +173,7 @@ async def test_a_full_disk_is_told_to_callers_and_recovers_by_itself(path: Path,
         limit_pages(outbox, 1_000_000)
         assert "refuses writes" in (outbox.full() or "")
         clock.move(REFUSED_PAUSE)
-        assert outbox.full() is None
+        await until(lambda: outbox.full() is None)
         assert await outbox.put([entry(6)]) == [True]
         assert await message_ids(outbox) == [*(f"m-{number}" for number in range(5)), "m-6"]
 
@@ -221,3 +221,88 @@ async def test_settlements_that_could_not_be_written_are_written_later_and_once(
         assert [(one.message_id, one.attempts) for one in again] == [("m-2", 1), ("m-4", 0)]
     async with opened(path, clock) as outbox:
         assert (outbox.stats().events, outbox.stats().dead_letters) == (3, 1)
+
+
+def refuse_writes(outbox: SqliteOutbox, *, refuse: bool) -> None:
+    """Have SQLite itself refuse every write, as it does on a disk that became read-only."""
+    outbox._file._connection.execute(f"PRAGMA query_only = {int(refuse)}")
+
+
+async def test_an_outbox_stays_full_until_the_disk_took_a_write_of_its_own(path: Path, clock: HandClock) -> None:
+    async with opened(path, clock) as outbox:
+        # given
+        refuse_writes(outbox, refuse=True)
+        with pytest.raises(OutboxFullError):
+            await outbox.put([entry(1)])
+
+        # when it tries the disk again and again, then it is full all the while
+        for _ in range(3):
+            clock.move(REFUSED_PAUSE)
+            while not clock.timers:  # the next try is set when this one has failed
+                assert "refuses writes" in (outbox.full() or "")
+                await asyncio.sleep(0)
+            assert "refuses writes" in (outbox.full() or "")
+
+        # when the disk takes writes, then one try later it has room, though no caller came
+        refuse_writes(outbox, refuse=False)
+        assert outbox.full() is not None
+        clock.move(REFUSED_PAUSE)
+        await until(lambda: outbox.full() is None)
+        assert await outbox.put([entry(1)]) == [True]
+
+
+async def test_a_try_of_the_disk_really_writes(path: Path, clock: HandClock) -> None:
+    async with opened(path, clock) as outbox:
+        refuse_writes(outbox, refuse=True)
+        with pytest.raises(OutboxFullError):
+            await outbox.put([entry(1)])
+        refuse_writes(outbox, refuse=False)
+        log = path.with_name(path.name + "-wal")
+        before = log.stat().st_size
+
+        clock.move(REFUSED_PAUSE)
+        await until(lambda: outbox.full() is None)
+
+        assert log.stat().st_size > before
+        assert outbox.stats().events == 0
+    async with opened(path, clock) as outbox:
+        assert outbox.stats().events == 0
+
+
+async def test_settlements_that_were_stuck_and_then_written_show_that_there_is_room(
+    path: Path, clock: HandClock
+) -> None:
+    async with opened(path, clock) as outbox:
+        # given
+        await outbox.put([entry(1)])
+        [stored] = await outbox.fetch(1)
+        refuse_writes(outbox, refuse=True)
+        outbox.ack(stored)
+        with pytest.raises(OutboxFullError):
+            await outbox.flush()
+        assert outbox.full() is not None
+
+        # when
+        refuse_writes(outbox, refuse=False)
+
+        # then no time has to pass
+        await until(lambda: outbox.full() is None)
+        assert outbox.stats().events == 0
+
+
+async def test_settlements_that_need_less_room_do_not_show_that_there_is_any(path: Path, clock: HandClock) -> None:
+    async with opened(path, clock) as outbox:
+        # given
+        await outbox.put(entries(2))
+        events = await outbox.fetch(2)
+        limit_pages(outbox, page_count(outbox))
+        with pytest.raises(OutboxFullError):
+            await outbox.put([big(1)])
+
+        # when
+        outbox.ack(events[0])
+        await outbox.flush()
+
+        # then
+        assert outbox.stats().events == 1
+        assert outbox.full() is not None
