@@ -77,7 +77,8 @@ class Health:
         if self._shown.get(name) == serving:
             return
         if name and not serving:
-            log.warning("health changed", name=name, serving=False, why=why)
+            tell = log.info if self._draining else log.warning  # that it ends is no cause for alarm
+            tell("health changed", name=name, serving=False, why=why)
         elif name and name in self._shown:
             log.info("health changed", name=name, serving=True)
         self._shown[name] = serving
