@@ -29,6 +29,16 @@ async def test_no_acknowledged_event_is_lost_when_the_server_is_killed_again_and
     assert verdict.evidence.duplicates > 0, "no delivery was repeated, so the run does not show that replay works"
 
 
+@pytest.mark.long
+async def test_no_acknowledged_event_is_lost_with_the_portable_http_client_either(tmp_path: Path) -> None:
+    run = CrashRun(tmp_path / "outbox.db", drawn_seed(), environment={"POINTILLIST_HTTP_CLIENT": "httpx2"})
+
+    verdict = await run.run(KILLS)
+
+    assert verdict.faults == {}
+    assert verdict.evidence.duplicates > 0
+
+
 async def test_a_delivery_that_was_not_settled_before_the_kill_is_repeated_after_it(tmp_path: Path) -> None:
     events = Events("repeat")
     async with running_sandbox(Behaviour(delay=60.0)) as sandbox:
