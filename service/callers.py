@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb2
 from service.errors import SettingsError
+from service.file_signature import signature
 
 SETTING: Final = "POINTILLIST_CALLERS_FILE"
 CALLERS_MOST: Final = 1_000  # each is a time series
@@ -181,7 +182,7 @@ class CallersFile:
             SettingsError: it cannot be used.
         """
         self._path = path
-        self._seen = self._signature()
+        self._seen = signature(self._path)
         self.problem: str | None = None
         """Why the file was not taken up at the last reload; None where it was."""
         try:
@@ -195,11 +196,11 @@ class CallersFile:
 
     def has_changed(self) -> bool:
         """Whether the file is another one than the last that was read, by its time, size and inode."""
-        return self._signature() != self._seen
+        return signature(self._path) != self._seen
 
     def reload(self) -> bool:
         """Read the file again; returns whether it was taken up, else `problem` says why not."""
-        self._seen = self._signature()
+        self._seen = signature(self._path)
         try:
             self._callers = self._read()
         except ValueError as error:
@@ -218,10 +219,3 @@ class CallersFile:
         except ValueError as error:
             lines = str(error).splitlines()
             raise ValueError("\n".join(f"{SETTING}: {self._path}: {line}" for line in lines)) from None
-
-    def _signature(self) -> tuple[int, ...]:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,9 +1,9 @@
 """The mapping in force, and how it follows its file."""
 
-import os
 from pathlib import Path
 
 from service.errors import MappingFileError
+from service.file_signature import signature
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
 
@@ -46,10 +46,4 @@ class MappingSource:
         return True
 
     def _signature(self) -> tuple[int, ...] | None:
-        if self._path is None:
-            return None
-        try:
-            status = os.stat(self._path)  # noqa: PTH116  # follows a link, as a mounted ConfigMap's swap is one
-        except OSError:
-            return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return None if self._path is None else signature(self._path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from service.errors import SettingsError
+from service.file_signature import signature
 
 CERTIFICATE = "POINTILLIST_TLS_CERT_FILE"
 KEY = "POINTILLIST_TLS_KEY_FILE"
@@ -96,15 +97,7 @@ class TlsFiles:
 
     def _signature(self) -> tuple[tuple[int, ...], ...]:
         paths = [path for path in (self._certificate, self._key, self._client_authority) if path is not None]
-        return tuple(map(_signature, paths))
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        return tuple(map(signature, paths))
 
 
 def _read(setting: str, path: Path) -> bytes:
