@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 
 from pointillist_destination.v1 import event_pb2
 from service.errors import SegmentJsonError
+from service.validation import DEPTH_MOST
 
-MAX_LEVELS = 32  # of objects and arrays, the outermost counted: the most that protobuf's own 100 levels have room for
 SHOWN_KEY = 100  # characters of a key that a path repeats
 
 LONE_SURROGATE = "holds a lone surrogate (half a character); whole Unicode characters are right"
@@ -117,7 +117,7 @@ def _fill_value(target: struct_pb2.Value, value: Any, level: int) -> None:
         target.number_value = value + 0.0  # -0.0 is 0, as in the JSON that is written from a Struct
     elif value is None:
         target.null_value = struct_pb2.NULL_VALUE
-    elif level == MAX_LEVELS:
+    elif level == DEPTH_MOST:
         raise ValueError
     elif kind is dict:
         target.struct_value.SetInParent()
@@ -137,8 +137,8 @@ def _faults_in(value: Any, path: str, level: int) -> Iterator[SegmentJsonError]:
     if kind is not dict and kind is not list:
         if reason := _scalar_fault(value):
             yield SegmentJsonError(path, reason)
-    elif level > MAX_LEVELS:
-        yield SegmentJsonError(path, f"nests over {MAX_LEVELS} levels deep; at most {MAX_LEVELS} can be taken")
+    elif level > DEPTH_MOST:
+        yield SegmentJsonError(path, f"nests over {DEPTH_MOST} levels deep; at most {DEPTH_MOST} can be taken")
     elif kind is list:
         for index, item in enumerate(value):
             yield from _faults_in(item, f"{path}[{index}]", level + 1)

@@ -19,7 +19,6 @@ from pointillist_destination.v1 import event_pb2
 from service.errors import SegmentJsonError
 from service.segment_context import (
     LONE_SURROGATE,
-    MAX_LEVELS,
     child_path,
     decimal_text,
     fill_context,
@@ -31,9 +30,8 @@ from service.segment_context import (
     without_nulls,
 )
 from service.segment_time import read_time
+from service.validation import DEPTH_MOST, EVENT_SIZE_MOST, MESSAGE_ID_MOST
 
-MAX_EVENT_BYTES = 32_768  # of the serialised Event: 32 KiB, Segment's own limit
-MAX_MESSAGE_ID = 100  # characters (code points), Segment's own limit
 LONGEST_INTEGER = 310  # characters; a longer one is beyond every double
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -139,7 +137,7 @@ def _parse_slowly(line: bytes) -> object:
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} (character {error.pos + 1}); one whole JSON object a line is right"
     except RecursionError:
-        reason = f"nests too deep to be parsed; at most {MAX_LEVELS} levels can be taken"
+        reason = f"nests too deep to be parsed; at most {DEPTH_MOST} levels can be taken"
     raise SegmentJsonError("", reason)
 
 
@@ -184,7 +182,7 @@ def _with_outer(body: dict[str, Any], item: dict[str, Any]) -> tuple[dict[str, A
             continue
         own = item.get(name)
         if isinstance(own, dict):
-            message[name] = _merged(outer, absent(own), MAX_LEVELS)
+            message[name] = _merged(outer, absent(own), DEPTH_MOST)
         else:
             message[name] = outer
             if own is not None:
@@ -238,9 +236,9 @@ def _import(message: object, item: str) -> Result:
 
     ignored = _unplaced(message, _TRACK_KEYS if kind == "track" else _IDENTIFY_KEYS)
     faults += [SegmentJsonError(child_path(item, name), LONE_SURROGATE) for name in ignored if has_lone_surrogate(name)]
-    if (size := event.ByteSize()) > MAX_EVENT_BYTES:
+    if (size := event.ByteSize()) > EVENT_SIZE_MOST:
         faults.append(
-            SegmentJsonError(item, f"the event takes {size} bytes; at most {MAX_EVENT_BYTES} (32 KiB) is right")
+            SegmentJsonError(item, f"the event takes {size} bytes; at most {EVENT_SIZE_MOST} (32 KiB) is right")
         )
     return Refused(tuple(faults)) if faults else Imported(event, ignored)
 
@@ -287,8 +285,8 @@ def _fill_ids(target: Target, message: dict[str, Any], prefix: str, faults: list
             faults.append(SegmentJsonError(path, str(error)))
             continue
         set_text(target, field, text, path, faults)
-        if name == "messageId" and len(text) > MAX_MESSAGE_ID:
-            reason = f"has {len(text)} characters; at most {MAX_MESSAGE_ID} is right"
+        if name == "messageId" and len(text) > MESSAGE_ID_MOST:
+            reason = f"has {len(text)} characters; at most {MESSAGE_ID_MOST} is right"
             faults.append(SegmentJsonError(path, reason))
     if _is_absent(message.get("userId")) and _is_absent(message.get("anonymousId")):
         faults.append(

@@ -18,7 +18,7 @@ from pointillist_destination.v1 import event_pb2
 
 EVENT_SIZE_MOST = 32 * 1024  # bytes of the serialised Event
 MESSAGE_ID_MOST = 100  # characters (code points)
-DEPTH_MOST = 32  # levels of objects and arrays in traits, properties and the like
+DEPTH_MOST = 32  # levels of objects and arrays, the outermost counted; protobuf's own 100 have room for no more
 VIOLATIONS_MOST = 20  # that are told of one event; an answer has little room, and nobody reads more
 PATH_MOST = 200  # characters of a violation's path; a key may be as long as an event
 SECONDS_LEAST = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
