@@ -7,16 +7,10 @@ import uuid
 
 
 def new_message_id() -> str:
-    """A UUID of version 7 as RFC 9562 section 5.7 lays it out: 48 bits of Unix milliseconds, then random bits.
-
-    Ids that rise with time keep the index of the duplicate window compact.
-    """
+    """A UUID of version 7 as RFC 9562 section 5.7 lays it out: 48 bits of Unix milliseconds, then random bits."""
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10))
-    value = (milliseconds & (1 << 48) - 1) << 80 | random
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(3 << 62) | 2 << 62
-    return str(uuid.UUID(int=value))
+    return _uuid((milliseconds & (1 << 48) - 1) << 80 | random, version=7)
 
 
 def derived_message_id(place: str, event: bytes) -> str:
@@ -25,5 +19,10 @@ def derived_message_id(place: str, event: bytes) -> str:
     So a file that is sent again gives duplicates and not second events, whether or not its events had ids.
     """
     digest = hashlib.blake2b(event, key=place.encode()[:64], digest_size=16).digest()
-    value = int.from_bytes(digest) & ~(0xF << 76) | 8 << 76
+    return _uuid(int.from_bytes(digest), version=8)
+
+
+def _uuid(value: int, *, version: int) -> str:
+    """A UUID of these bits but for its version and variant; uuid.UUID sets none above 5 before Python 3.14."""
+    value = value & ~(0xF << 76) | version << 76
     return str(uuid.UUID(int=value & ~(3 << 62) | 2 << 62))
