@@ -34,7 +34,7 @@ from service.server import exposure, is_loopback, listen, make_health_server, ma
 from service.settings import Listen, Settings, TokenSource, effective
 from service.telemetry import Metrics, set_log_level, start_metrics_server
 from service.tls import TlsFiles
-from service.tracing import start_tracing
+from service.tracing import Tracing, start_tracing
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
 BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do
@@ -99,6 +99,9 @@ class App:
         """
         settings, clock, metrics = self._settings, SystemClock(), Metrics()
         async with contextlib.AsyncExitStack() as stack:
+            tracing = start_tracing(os.environ, settings.api_url)
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
             outbox = SqliteOutbox(
                 settings.outbox_path,
                 clock=clock,
@@ -132,6 +135,7 @@ class App:
                 max_age=settings.max_age,
                 retry_max_delay=settings.retry_max_delay,
                 dead_letters_most=settings.dead_letter_max_events,
+                tracing=tracing,
             )
             _observe(metrics, outbox, relay, flow, clock)
             service = EventService(
@@ -142,9 +146,7 @@ class App:
                 is_getting_through=lambda: flow.is_getting_through,
                 beat=lambda: _beat_health(outbox, metrics),
             )
-            calls = self._calls(clock, metrics)
-            if calls.tracing is not None:
-                stack.push_async_callback(asyncio.to_thread, calls.tracing.close)
+            calls = self._calls(clock, metrics, tracing)
             dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
             server = make_server(
                 [event_service.handlers(service, calls), dead_letter_service.handlers(dead_letters, calls)],
@@ -196,7 +198,7 @@ class App:
                     await task
         log.info("stopped", waiting=outbox.stats().events, dead_letters=outbox.stats().dead_letters)
 
-    def _calls(self, clock: Clock, metrics: Metrics) -> Calls:
+    def _calls(self, clock: Clock, metrics: Metrics, tracing: Tracing | None) -> Calls:
         """What every call passes: who may call, and what is counted, logged and traced of it."""
         gate: Gate | None = None
         if self._callers is not None:
@@ -206,7 +208,7 @@ class App:
             gate=gate,
             metrics=metrics.rpc,
             access_log=AccessLog(clock.steady),
-            tracing=start_tracing(os.environ),
+            tracing=tracing,
         )
 
     async def _delay(self) -> None:

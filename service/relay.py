@@ -21,6 +21,7 @@ from service.outbox.base import Outbox, Refusal, Stored
 from service.pointillist import Pointillist
 from service.retry import RetryDecision, Verdict, decide
 from service.telemetry import Metrics
+from service.tracing import Tracing
 
 WINDOW_MOST = 1024  # events held in memory, waiting for a lane
 WINDOW_LANES = 8  # events held for each lane; with fewer the lanes run dry while the outbox is read
@@ -47,6 +48,7 @@ class Relay:
         max_age: float,
         retry_max_delay: float,
         dead_letters_most: int,
+        tracing: Tracing | None = None,
     ) -> None:
         """Make a relay; `run` makes it work.
 
@@ -62,6 +64,7 @@ class Relay:
             max_age: seconds after which a failing event becomes a dead letter.
             retry_max_delay: seconds between two tries, at most.
             dead_letters_most: how many dead letters there may be before it pauses.
+            tracing: makes a span of each POST.
         """
         self._outbox = outbox
         self._mapping = mapping
@@ -74,6 +77,7 @@ class Relay:
         self._max_age = max_age
         self._retry_max_delay = retry_max_delay
         self._dead_letters_most = dead_letters_most
+        self._tracing = tracing
         self._window: deque[Stored] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -190,6 +194,8 @@ class Relay:
         sent_at = self._clock.steady()
         answer = await self._pointillist.post(body, stored.message_id)
         now = self._clock.steady()
+        if self._tracing is not None:
+            self._tracing.attempt(stored.traceparent, stored.attempts + 1, answer, sent_at, now)
         decision = decide(answer, stored.attempts + 1, max_delay=self._retry_max_delay, random=self._random)
         self._metrics.count_delivery(decision.reason, now - sent_at)
         verdict = self._flow.answered(

@@ -20,6 +20,8 @@ class Entry(NamedTuple):
     """The serialised Event."""
     accepted_at: int
     """Milliseconds since the epoch; fixed here and used for every later mapping."""
+    traceparent: str = ""
+    """W3C traceparent of the accepting call's span; "" where the call is not traced, or not sampled."""
 
 
 class Stored(NamedTuple):
@@ -37,6 +39,8 @@ class Stored(NamedTuple):
     """POSTs so far whose failure is on record."""
     first_attempt_at: int | None
     """Milliseconds since the epoch, of the first failed POST."""
+    traceparent: str = ""
+    """As in Entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class DeadLetter:
     attempts: int
     first_attempt_at: int
     last_attempt_at: int
+    traceparent: str = ""
+    """As in Entry; a replay brings it back."""
 
 
 @dataclass(frozen=True, slots=True)

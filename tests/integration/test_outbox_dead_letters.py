@@ -51,7 +51,7 @@ async def test_a_dead_letter_has_all_of_its_events_fields(outbox: SqliteOutbox, 
 
     # then
     [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
-    assert (letter.message_id, letter.payload, letter.accepted_at) == entry(1)
+    assert (letter.message_id, letter.payload, letter.accepted_at) == entry(1)[:3]
     assert letter.refusal == Refusal("422", 422, "detail")
     assert (letter.attempts, letter.first_attempt_at, letter.last_attempt_at) == (2, first_at, clock.now * 1000)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (0, 1)
@@ -121,6 +121,20 @@ async def test_dead_letters_are_replayed_by_any_filter(
     assert await outbox.replay_dead_letters(which) == len(expected)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (len(expected), 4 - len(expected))
     assert await message_ids(outbox) == [f"m-{number}" for number in expected]
+
+
+async def test_an_event_keeps_its_traceparent_as_a_dead_letter_and_after_its_replay(outbox: SqliteOutbox) -> None:
+    # given
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await bury(outbox, [entry(1)._replace(traceparent=traceparent), entry(2)])
+
+    # when
+    letters = await outbox.list_dead_letters(ALL, after=0, limit=10)
+    await outbox.replay_dead_letters(ALL)
+
+    # then
+    assert [letter.traceparent for letter in letters] == [traceparent, ""]
+    assert [stored.traceparent for stored in await outbox.fetch(10)] == [traceparent, ""]
 
 
 async def test_dead_letters_are_listed_page_by_page(outbox: SqliteOutbox) -> None:
