@@ -26,6 +26,8 @@ from benchmarks.figures import Figure, table
 from benchmarks.picture import draw
 from benchmarks.plan import Plan
 from benchmarks.rows_disk import backlog, window
+from benchmarks.rows_everything import ROW as EVERYTHING
+from benchmarks.rows_everything import everything
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
 from benchmarks.rows_out import cpu, drain, latency, whole
@@ -35,6 +37,7 @@ from benchmarks.stages import stages
 ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "unary": unary,
     "batch": batch,
+    EVERYTHING: everything,
     "drain": drain,
     "whole": whole,
     "cpu": cpu,

@@ -13,16 +13,24 @@ from benchmarks import bench, events
 from benchmarks.child import Child, ChildError
 from benchmarks.figures import Figure, Sample, percentile
 from benchmarks.picture import draw
+from benchmarks.rows_everything import ROW as EVERYTHING
 from benchmarks.rows_in import poisson
 from pointillist_destination.v1 import event_pb2, event_service_pb2
+from tests.support.certificates import OPENSSL
 
 QUICK = ("mapping", "stages", "drain")
 """Rows that start few processes."""
 
 
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=() if row in QUICK else pytest.mark.long) for row in bench.ROWS]
-)
+NEEDS_OPENSSL = pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
+
+
+def marks_of(row: str) -> list[pytest.MarkDecorator]:
+    marks = [] if row in QUICK else [pytest.mark.long]
+    return [*marks, NEEDS_OPENSSL] if row == EVERYTHING else marks
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, marks=marks_of(row)) for row in bench.ROWS])
 def test_a_row_runs_and_every_comparison_is_a_finite_number(row: str, tmp_path: Path) -> None:
     # given a file for the figures
     found = tmp_path / "figures.json"
