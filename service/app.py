@@ -142,6 +142,7 @@ class App:
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(
+                why_dead=outbox.broken,
                 why_not_ready=outbox.full,
                 is_getting_through=lambda: flow.is_getting_through,
                 beat=lambda: _beat_health(outbox, metrics),

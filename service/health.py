@@ -1,7 +1,7 @@
 """gRPC health: four names, each with a truth of its own.
 
     "" and EventService   SERVING while new events can be accepted
-    liveness              SERVING while the process works
+    liveness              SERVING while the process works; once it does not, only a restart mends it
     delivery              SERVING while the relay is getting through to Pointillist
 
 An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
@@ -31,6 +31,7 @@ class Health:
     def __init__(
         self,
         *,
+        why_dead: Callable[[], str | None],
         why_not_ready: Callable[[], str | None],
         is_getting_through: Callable[[], bool],
         beat: Callable[[], None] = lambda: None,
@@ -38,10 +39,12 @@ class Health:
         """Make it; until `run`, it knows no name.
 
         Args:
+            why_dead: why the process has to be started anew, in words; None while it works.
             why_not_ready: why new events cannot be accepted, in words; None while they can.
             is_getting_through: whether the relay is getting through to Pointillist.
             beat: called at each look, to show that they go on.
         """
+        self._why_dead = why_dead
         self._why_not_ready = why_not_ready
         self._is_getting_through = is_getting_through
         self._beat = beat
@@ -55,7 +58,6 @@ class Health:
 
     async def run(self) -> None:
         """Keep the names true until cancelled."""
-        await self._show(LIVENESS, serving=True)
         while True:
             await self.look()
             self._beat()
@@ -63,6 +65,8 @@ class Health:
 
     async def look(self) -> None:
         """Make the names true now."""
+        why_dead = self._why_dead()
+        await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
         why_not = "the server is shutting down" if self._draining else self._why_not_ready()
         for name in READINESS:
             await self._show(name, serving=why_not is None, why=why_not or "")

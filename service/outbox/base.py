@@ -142,6 +142,9 @@ class Outbox(Protocol):
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
 
+    def broken(self) -> str | None:
+        """Why nothing works any more until the process is started anew, in words; None while it does."""
+
     async def has_room(self) -> None:
         """Return once `put` would not be refused for want of room."""
 

@@ -206,6 +206,10 @@ class SqliteOutbox:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
 
+    def broken(self) -> str | None:
+        """Why nothing works any more. See Outbox.broken."""
+        return self._over
+
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
         if self._over is not None:
