@@ -212,6 +212,7 @@ class Relay:
     def _settle(self, stored: Stored, answer: Answer, decision: RetryDecision, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.ACK:
             self._outbox.ack(stored)
+            self._metrics.attempts.observe(stored.attempts + 1)
             self._deliveries.settled(stored.message_id, None)
             return
         if verdict is Verdict.TERM and self._has_room_for_dead_letter():
@@ -233,6 +234,7 @@ class Relay:
         self._outbox.term(stored, refusal)
         self._check_dead_letters()
         self._metrics.count_dead_letter(refusal.reason)
+        self._metrics.attempts.observe(stored.attempts + 1)
         self._dead_letters_untold[refusal.reason] += 1
         self._deliveries.settled(stored.message_id, refusal)
 

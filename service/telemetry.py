@@ -39,6 +39,8 @@ _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_arg
 
 # Seconds. Loopback answers within the first buckets; the default request timeout of 10 s has one of its own.
 DELIVERY_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# POSTs. The most that a week of failures takes, at one every five minutes, is some 2,000.
+ATTEMPT_BUCKETS: Final = (1, 2, 3, 5, 10, 20, 100, 1000)
 STOP_POLL_INTERVAL: Final = 0.1  # seconds between two looks at whether the metrics server shall stop
 
 
@@ -149,6 +151,13 @@ class Metrics:
             "pointillist_destination_delivery_seconds",
             "How long a POST to Pointillist took.",
             buckets=DELIVERY_BUCKETS,
+            registry=self.registry,
+        )
+        # Not a counter of retries, to which many events with two POSTs and a few with hundreds would look the same.
+        self.attempts = Histogram(
+            "pointillist_destination_attempts",
+            "POSTs that an event needed until it was delivered or given up; anything above 1 is what failures cost.",
+            buckets=ATTEMPT_BUCKETS,
             registry=self.registry,
         )
         self.ready = self._gauge("ready", "1 while new events can be accepted, else 0.")

@@ -303,6 +303,22 @@ async def test_an_event_on_which_the_mapping_fails_is_kept_and_tried_again(path:
     assert len(script.taken) == 3
 
 
+@pytest.mark.parametrize("end", [TAKEN, REFUSED], ids=["delivered", "given up"])
+async def test_the_posts_that_an_event_needed_are_counted_once_it_is_settled(path: Path, end: Answer) -> None:
+    # given one that fails twice
+    script = Script(lambda _: end if len(script.posts) > 2 else UNAVAILABLE)
+    async with relaying(path, script) as running:
+        # when
+        await running.outbox.put([entry(1)])
+        await drained(running)
+
+        # then
+        value = running.metrics.registry.get_sample_value
+        assert value("pointillist_destination_attempts_count") == 1
+        assert value("pointillist_destination_attempts_sum") == 3
+        assert value("pointillist_destination_attempts_bucket", {"le": "2.0"}) == 0
+
+
 async def test_a_replayed_event_is_delivered(path: Path) -> None:
     script = Script(lambda message_id: REFUSED if message_id == "m-1" else TAKEN)
     async with relaying(path, script) as running:

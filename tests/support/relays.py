@@ -69,6 +69,7 @@ class Relaying:
     flow: Flow
     deliveries: Deliveries
     task: asyncio.Task[None]
+    metrics: Metrics
 
     async def stop(self, grace: float = GRACE) -> None:
         """Stop the relay, and raise what ended it before."""
@@ -92,21 +93,21 @@ async def relaying(
     built_in = load_mapping(None)
     async with opened(path, clock) as outbox:
         flow = Flow(ceiling, lambda: 0.0, lambda _: None)
-        deliveries = Deliveries()
+        deliveries, metrics = Deliveries(), Metrics()
         relay = Relay(
             outbox=outbox,
             mapping=mapping or (lambda: built_in),
             pointillist=pointillist,
             flow=flow,
             deliveries=deliveries,
-            metrics=Metrics(),
+            metrics=metrics,
             clock=clock,
             random=lambda: 0.0,
             max_age=max_age,
             retry_max_delay=RETRY_MAX_DELAY,
             dead_letters_most=dead_letters_most,
         )
-        running = Relaying(outbox, relay, flow, deliveries, asyncio.create_task(relay.run()))
+        running = Relaying(outbox, relay, flow, deliveries, asyncio.create_task(relay.run()), metrics)
         await turns(2)
         try:
             yield running
