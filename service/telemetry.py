@@ -202,7 +202,7 @@ class Metrics:
 
     def count_delivery(self, reason: str, seconds: float) -> None:
         """Count one POST that was answered or failed, and how long it took, by the reason of its retry decision."""
-        self.deliveries[answer_class(reason)].inc()
+        self.deliveries[_ANSWER_CLASSES.get(reason) or answer_class(reason)].inc()
         self.delivery_seconds.observe(seconds)
 
     def count_dead_letter(self, reason: str) -> None:
