@@ -25,12 +25,12 @@ from benchmarks import h2load
 from benchmarks.figures import Figure, table
 from benchmarks.picture import draw
 from benchmarks.plan import Plan
-from benchmarks.rows_disk import backlog, window
+from benchmarks.rows_disk import backlog, growth, window
 from benchmarks.rows_everything import ROW as EVERYTHING
 from benchmarks.rows_everything import everything
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
-from benchmarks.rows_out import cpu, drain, latency, whole
+from benchmarks.rows_out import cpu, drain, latency, whole, workers
 from benchmarks.stages import ROW as STAGES
 from benchmarks.stages import stages
 
@@ -45,10 +45,12 @@ ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "ok_latency": ok_latency,
     "mapping": mapping,
     STAGES: stages,
+    "workers": workers,
     "backlog": backlog,
+    "growth": growth,
     "window": window,
 }
-ON_REQUEST = {"backlog", "window"}  # minutes and gigabytes
+ON_REQUEST = {"backlog", "growth", "window"}  # minutes and gigabytes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from service.event_service import EventService
 from service.flow import Cause, Flow, State
 from service.gate import Gate
 from service.health import Health
+from service.lanes import Lanes
 from service.mapping_source import MappingSource
 from service.outbox.base import DeadLetterFilter, Outbox
 from service.outbox.room import Bounds
@@ -35,6 +36,8 @@ from service.settings import Listen, Settings, TokenSource, effective
 from service.telemetry import Metrics, set_log_level, start_metrics_server
 from service.tls import TlsFiles
 from service.tracing import Tracing, start_tracing
+from service.worker_wire import SetUp
+from service.workers import Workers
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
 BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do
@@ -99,9 +102,7 @@ class App:
         """
         settings, clock, metrics = self._settings, SystemClock(), Metrics()
         async with contextlib.AsyncExitStack() as stack:
-            tracing = start_tracing(os.environ, settings.api_url)
-            if tracing is not None:
-                stack.push_async_callback(asyncio.to_thread, tracing.close)
+            tracing = self._tracing(stack)
             outbox = SqliteOutbox(
                 settings.outbox_path,
                 clock=clock,
@@ -111,22 +112,12 @@ class App:
                 bounds=Bounds(settings.outbox_max_events, settings.outbox_max_bytes, settings.disk_free_floor),
             )
             stack.push_async_callback(outbox.close)
-            pointillist = connect(
-                client=settings.http_client,
-                url=settings.api_url,
-                token=self._token.current,
-                timeout=settings.request_timeout,
-                max_connections=settings.max_concurrency,
-                ca_file=settings.api_ca_file,
-                proxy=settings.api_proxy,
-            )
-            stack.push_async_callback(pointillist.close)
+            courier = self._courier(clock, stack)
             deliveries = Deliveries()
             flow = Flow(settings.max_concurrency, random.random, lambda flow: _tell(flow, metrics))
             relay = Relay(
                 outbox=outbox,
-                mapping=self._mapping.current,
-                pointillist=pointillist,
+                courier=courier,
                 flow=flow,
                 deliveries=deliveries,
                 metrics=metrics,
@@ -138,13 +129,16 @@ class App:
                 tracing=tracing,
             )
             _observe(metrics, outbox, relay, flow, clock)
+            if isinstance(courier, Workers):
+                metrics.relay_workers.set_function(lambda: courier.alive)
+                metrics.relay_worker_restarts.set_function(lambda: courier.restarts)
             service = EventService(
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(
                 why_dead=outbox.broken,
                 why_not_ready=outbox.full,
-                is_getting_through=lambda: flow.is_getting_through,
+                is_getting_through=lambda: flow.is_getting_through and courier.is_able,
                 beat=lambda: _beat_health(outbox, metrics),
             )
             calls = self._calls(clock, metrics, tracing)
@@ -211,6 +205,42 @@ class App:
             access_log=AccessLog(clock.steady),
             tracing=tracing,
         )
+
+    def _tracing(self, stack: contextlib.AsyncExitStack) -> Tracing | None:
+        """What makes spans; it is closed last, as a collector that is gone may hold it up for a while."""
+        tracing = start_tracing(os.environ, self._settings.api_url)
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
+
+    def _courier(self, clock: Clock, stack: contextlib.AsyncExitStack) -> Lanes | Workers:
+        """Who carries events: lanes in this process, or workers in processes of their own."""
+        settings = self._settings
+        if settings.relay_workers:
+            set_up = SetUp(
+                client=settings.http_client,
+                url=settings.api_url,
+                timeout=settings.request_timeout,
+                max_connections=settings.max_concurrency,
+                ca_file=settings.api_ca_file,
+                proxy=settings.api_proxy,
+                log_level=settings.log_level,
+                log_format=settings.log_format,
+            )
+            return Workers(
+                settings.relay_workers, set_up, mapping=self._mapping.current, token=self._token.current, clock=clock
+            )
+        pointillist = connect(
+            client=settings.http_client,
+            url=settings.api_url,
+            token=self._token.current,
+            timeout=settings.request_timeout,
+            max_connections=settings.max_concurrency,
+            ca_file=settings.api_ca_file,
+            proxy=settings.api_proxy,
+        )
+        stack.push_async_callback(pointillist.close)
+        return Lanes(mapping=self._mapping.current, pointillist=pointillist, clock=clock)
 
     async def _delay(self) -> None:
         """Serve on while load balancers learn that this server goes; a second signal ends the wait."""

@@ -117,12 +117,6 @@ def _size_in_bounds(size: int) -> int:
     return size
 
 
-def _no_workers_yet(workers: int) -> int:
-    if workers != 0:
-        raise ValueError("only 0 is available in this version: the relay runs in the server's own process")
-    return workers
-
-
 def _url(text: str) -> str:
     """Check that this is an http(s) URL; messages do not repeat it, as it may hold a password."""
     try:
@@ -232,4 +226,3 @@ ReadableFile = Annotated[Path, AfterValidator(_regular_file)]
 ApiUrl = Annotated[str, AfterValidator(_api_url), _shown_by(without_secrets)]
 ProxyUrl = Annotated[str, AfterValidator(_url), _shown_by(without_secrets)]
 OutboxUrl = Annotated[str, AfterValidator(_outbox_url)]
-WorkerCount = Annotated[int, whole(0), AfterValidator(_no_workers_yet)]

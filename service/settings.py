@@ -31,7 +31,6 @@ from service.setting_values import (
     Switch,
     Token,
     TokenFile,
-    WorkerCount,
     read_token,
     whole,
 )
@@ -200,8 +199,9 @@ class Settings(BaseSettings):
     dead_letter_max_events: Annotated[int, whole(1)] = 1_000_000
     """How many dead letters are kept. At this number the relay pauses rather than lose one."""
 
-    relay_workers: WorkerCount = 0
-    """How many processes send records besides the server; 0 runs the relay in the server's own process."""
+    relay_workers: Annotated[int, whole(0, 64)] = 0
+    """How many processes map and send records besides the server, so that more cores are used; with 0 the server does
+    so itself. They share `POINTILLIST_MAX_CONCURRENCY`."""
 
     mapping_file: ReadableFile | None = None
     """A TOML file that replaces the built-in mapping of events to records."""

@@ -182,6 +182,12 @@ class Metrics:
             "concurrency_limit", "POSTs that the relay allows itself at once; 0 while it is paused."
         )
         self.in_flight = self._gauge("in_flight", "POSTs that wait for an answer.")
+        self.relay_workers = self._gauge(
+            "relay_workers", "Processes that send records besides the server; 0 where it does so itself."
+        )
+        self.relay_worker_restarts = self._followed(
+            "relay_worker_restarts", "Relay workers that ended and were replaced."
+        )
         self.pauses: dict[PauseReason, Counter] = self._counters(
             "pauses_total", "Times the relay left off flowing, by why.", "reason", PauseReason
         )
@@ -205,7 +211,7 @@ class Metrics:
 
     def count_delivery(self, reason: str, seconds: float) -> None:
         """Count one POST that was answered or failed, and how long it took, by the reason of its retry decision."""
-        self.deliveries[answer_class(reason)].inc()
+        self.deliveries[_ANSWER_CLASSES.get(reason) or answer_class(reason)].inc()
         self.delivery_seconds.observe(seconds)
 
     def count_dead_letter(self, reason: str) -> None:

@@ -157,8 +157,11 @@ async def test_each_attempt_is_a_span_linked_to_the_call_whose_event_it_delivers
     assert statuses == [503] * (len(attempts) - 1) + [200]
 
 
-async def test_the_events_of_a_batch_are_linked_to_their_stream(tmp_path: Path, tracing: Receiver) -> None:
-    async with serving(tmp_path) as server:
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_the_events_of_a_batch_are_linked_to_their_stream_whoever_carries_them(
+    tmp_path: Path, tracing: Receiver, workers: str
+) -> None:
+    async with serving(tmp_path, {"POINTILLIST_RELAY_WORKERS": workers}) as server:
         events = [Event(track=track(number)) for number in range(3)]
         call = server.events.BatchSend(metadata=(("traceparent", TRACEPARENT),))
         await call.write(BatchSendRequest(events=events))

@@ -10,6 +10,7 @@ from service.answer import Answer
 from service.clock import Clock, SystemClock
 from service.deliveries import Deliveries
 from service.flow import Flow
+from service.lanes import Lanes
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
 from service.outbox.sqlite import SqliteOutbox
@@ -96,8 +97,7 @@ async def relaying(
         deliveries, metrics = Deliveries(), Metrics()
         relay = Relay(
             outbox=outbox,
-            mapping=mapping or (lambda: built_in),
-            pointillist=pointillist,
+            courier=Lanes(mapping=mapping or (lambda: built_in), pointillist=pointillist, clock=clock),
             flow=flow,
             deliveries=deliveries,
             metrics=metrics,
