@@ -74,6 +74,9 @@ class Refused:
 
     errors: tuple[SegmentJsonError, ...]
 
+    is_unreadable: bool = False
+    """Whether it is a line that is no JSON at all, and so no message."""
+
 
 Result = Imported | Skipped | Refused
 Target = event_pb2.Identify | event_pb2.Track
@@ -95,7 +98,7 @@ def import_line(line: bytes) -> list[Result]:
     try:
         parsed = _parse(line)
     except SegmentJsonError as error:
-        return [Refused((error,))]
+        return [Refused((error,), is_unreadable=True)]
     if isinstance(parsed, dict) and parsed.get("batch") is not None and parsed.get("type") is None:
         return _import_batch(parsed)
     return [import_message(parsed)]
@@ -111,6 +114,17 @@ def import_message(message: object) -> Result:
         The event, with the names of the keys that it has no place for; or why there is none.
     """
     return _import(message, "")
+
+
+def only_item(line: bytes, index: int) -> bytes:
+    """Writes the batch body that a line is with one of its items alone, so that this one can be sent by itself.
+
+    Args:
+        line: one of which `import_line` made several results.
+        index: the item's, counted from zero.
+    """
+    body: Any = _parse(line.removeprefix(_BYTE_ORDER_MARK))
+    return json.dumps(body | {"batch": [body["batch"][index]]}).encode()
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------------
