@@ -17,7 +17,7 @@ from typing import TypeAlias
 import grpc
 from google.rpc import error_details_pb2
 
-from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
+from pointillist_destination.v1.event_service_pb2 import DESCRIPTOR, BatchSendResponse
 from service.batch_reader import Batch, BatchReader
 from service.channel import error_details, is_from_server, no_server, open_aio_channel
 from service.cli_errors import SendingError
@@ -39,7 +39,8 @@ AGAIN = "send the same file again to go on: what was accepted is a duplicate the
 BREAKS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 """What gRPC's client says of a connection that breaks, besides UNAVAILABLE, when a call is just at work on it."""
 
-_Call: TypeAlias = "grpc.aio.StreamStreamCall[event_service_pb2.BatchSendRequest, event_service_pb2.BatchSendResponse]"
+_METHOD = f"/{DESCRIPTOR.services_by_name['EventService'].full_name}/BatchSend"
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[bytes, BatchSendResponse]"
 
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -173,7 +174,11 @@ class _Sending:
 
     async def _stream(self) -> None:
         """Open a stream, and write and read until all is answered; raises AioRpcError where it breaks."""
-        call = event_service_pb2_grpc.EventServiceStub(self._channel).BatchSend(metadata=self._metadata)
+        # Not through the stub, which would serialise requests that are serialised already.
+        method: grpc.aio.StreamStreamMultiCallable[bytes, BatchSendResponse] = self._channel.stream_stream(
+            _METHOD, response_deserializer=BatchSendResponse.FromString
+        )
+        call = method(metadata=self._metadata)
         writing, reading = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
@@ -212,13 +217,13 @@ class _Sending:
 
     async def _read(self, call: _Call) -> None:
         """Count answers until the server ends the stream."""
-        while isinstance(answer := await call.read(), event_service_pb2.BatchSendResponse):
+        while isinstance(answer := await call.read(), BatchSendResponse):
             self._take(answer)
 
-    def _take(self, answer: event_service_pb2.BatchSendResponse) -> None:
+    def _take(self, answer: BatchSendResponse) -> None:
         """Count an answer; the server gives them in the order of the requests."""
         batch = self._unanswered[0] if self._unanswered else None
-        if batch is None or batch.request.sequence != answer.sequence:
+        if batch is None or batch.sequence != answer.sequence:
             raise SendingError(f"{self._target}: the server answered batch {answer.sequence} out of turn")
         self._unanswered.popleft()
         self._room.release()
