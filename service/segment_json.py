@@ -7,6 +7,7 @@ for at the top level is named, never silently lost. Of the message's own content
 and a time that cannot be read.
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass, replace
@@ -123,8 +124,15 @@ def only_item(line: bytes, index: int) -> bytes:
         line: one of which `import_line` made several results.
         index: the item's, counted from zero.
     """
-    body: Any = _parse(line.removeprefix(_BYTE_ORDER_MARK))
+    body = _parsed_body(line)
     return json.dumps(body | {"batch": [body["batch"][index]]}).encode()
+
+
+@functools.lru_cache(maxsize=2)  # a body whose every message is refused is asked for as often as it has messages
+def _parsed_body(line: bytes) -> dict[str, Any]:
+    body = _parse(line.removeprefix(_BYTE_ORDER_MARK))
+    assert isinstance(body, dict)
+    return body
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------------
