@@ -52,7 +52,7 @@ def table(run: CrashRun, verdict: Verdict) -> Table:
 
 async def soak(kills: int, workers: int, seed: int, folder: Path) -> int:
     """Run, and print the table; returns the exit code."""
-    run = CrashRun(folder / "outbox.db", seed, environment={"POINTILLIST_RELAY_WORKERS": str(workers)})
+    run = CrashRun(folder / "outbox.db", seed, workers=workers)
     verdict = await run.run(kills, tell)
     console = Console(width=80)
     console.print(table(run, verdict))
