@@ -28,7 +28,7 @@ test-all: check  ## checks, then runs every test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 soak: $(DEVELOPMENT)  ## kills the server 200 times under load, and counts what was lost
-	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200)
+	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)
 
 bench: $(DEVELOPMENT)  ## measures how near the service comes to its ceilings
 	$(BIN)/python -m benchmarks $(ROWS)

@@ -216,21 +216,7 @@ class App:
     def _courier(self, clock: Clock, stack: contextlib.AsyncExitStack) -> Lanes | Workers:
         """Who carries events: lanes in this process, or workers in processes of their own."""
         settings = self._settings
-        if settings.relay_workers:
-            set_up = SetUp(
-                client=settings.http_client,
-                url=settings.api_url,
-                timeout=settings.request_timeout,
-                max_connections=settings.max_concurrency,
-                ca_file=settings.api_ca_file,
-                proxy=settings.api_proxy,
-                log_level=settings.log_level,
-                log_format=settings.log_format,
-            )
-            return Workers(
-                settings.relay_workers, set_up, mapping=self._mapping.current, token=self._token.current, clock=clock
-            )
-        pointillist = connect(
+        pointillist = connect(  # with workers too, so that what cannot be used is refused at the start
             client=settings.http_client,
             url=settings.api_url,
             token=self._token.current,
@@ -240,7 +226,23 @@ class App:
             proxy=settings.api_proxy,
         )
         stack.push_async_callback(pointillist.close)
-        return Lanes(mapping=self._mapping.current, pointillist=pointillist, clock=clock)
+        if not settings.relay_workers:
+            return Lanes(mapping=self._mapping.current, pointillist=pointillist, clock=clock)
+        set_up = SetUp(
+            client=settings.http_client,
+            url=settings.api_url,
+            timeout=settings.request_timeout,
+            max_connections=settings.max_concurrency,
+            ca_file=settings.api_ca_file,
+            proxy=settings.api_proxy,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+        )
+        workers = Workers(
+            settings.relay_workers, set_up, mapping=self._mapping.current, token=self._token.current, clock=clock
+        )
+        stack.push_async_callback(workers.stop, 0.0)  # where the start fails; else they have ended by then
+        return workers
 
     async def _delay(self) -> None:
         """Serve on while load balancers learn that this server goes; a second signal ends the wait."""

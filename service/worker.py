@@ -3,19 +3,21 @@
     python -m service.worker FD     started by workers.py; FD is its end of a socket pair
 
 It holds no file and decides nothing. It ends when the server's end of the pair closes, however the server ended, and at
-no signal that a terminal or a service manager sends to all processes of a service: the server says when it is over.
+no signal that a terminal or a service manager sends to all processes of a service: the server says when it is over, and
+starts it with these blocked. So SIGUSR1 changes nothing here: a worker logs faults alone, which every level shows.
 """
 
 import asyncio
-import signal
 import socket
 import sys
 from collections import deque
 
+import structlog
 import uvloop
 
 from service.answer import Answer
 from service.clock import SystemClock
+from service.errors import SettingsError
 from service.lanes import Lanes
 from service.mapping import Mapping
 from service.mapping_file import compile_mapping
@@ -24,12 +26,20 @@ from service.pointillist import connect
 from service.telemetry import configure_logging
 from service.worker_wire import Order, Outcome, SetUp, frame, read_frame
 
+CANNOT_WORK = 2  # exit code, that of a server whose settings cannot be used
+
+log = structlog.get_logger()
+
 
 class Worker:
     """Does the work of one process: the `Orders` of its lanes come through the pair."""
 
     def __init__(self, set_up: SetUp, writer: asyncio.StreamWriter) -> None:
-        """Make it from its first frame."""
+        """Make it from its first frame.
+
+        Raises:
+            SettingsError: what the server could use at its start cannot be used any more.
+        """
         self._writer = writer
         self._most = set_up.max_connections
         self._token = ""
@@ -99,7 +109,8 @@ class Worker:
 
     def _hand_back(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
-        self._writer.write(frame(outcomes))
+        if not self._writer.is_closing():  # else the server is gone
+            self._writer.write(frame(outcomes))
 
 
 async def work(descriptor: int) -> None:
@@ -109,6 +120,7 @@ async def work(descriptor: int) -> None:
         set_up: SetUp = await read_frame(reader)
         configure_logging(set_up.log_level, set_up.log_format)
         worker = Worker(set_up, writer)
+        writer.write(frame([]))  # it is there
         try:
             while True:
                 worker.obey(await read_frame(reader))
@@ -120,9 +132,11 @@ async def work(descriptor: int) -> None:
 
 def main() -> None:
     """Work as a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    uvloop.run(work(int(sys.argv[1])))
+    try:
+        uvloop.run(work(int(sys.argv[1])))
+    except SettingsError as error:
+        log.error("a relay worker cannot work", why=str(error))  # noqa: TRY400  a traceback would say no more
+        sys.exit(CANNOT_WORK)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ Order: TypeAlias = (
 """A frame to a worker after the first: the text of a mapping file, an API token, or events to be sent with them."""
 
 Outcome: TypeAlias = tuple[int, int | Answer | None, float]
-"""What came of an event: its id; the status of a 2xx, any other answer, or None for a fault of ours; and seconds."""
+"""What came of an event: its id; the status of a 2xx, any other answer, or None for a fault of ours; and seconds.
+
+A frame to the server is a list of these; the first, once a worker is able to work, is an empty one.
+"""
 
 
 def frame(message: object) -> bytes:

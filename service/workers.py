@@ -6,6 +6,7 @@ and what it held goes back to the relay, which sends it again.
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,8 +23,14 @@ from service.outbox.base import Stored
 from service.worker_wire import Order, Outcome, SetUp, frame, read_frame
 
 STUCK_TIME = 10.0  # seconds beyond the request timeout after which a worker that has not answered is stuck
-RESTART_DELAY = 1.0  # seconds before a worker that ended is replaced, if it ended sooner than this after its start
+LOOK_INTERVAL = 1.0  # seconds between two looks for one
+START_TIME = 60.0  # seconds from the start of a worker until it must have said that it is there
+START_INTERVAL = 2.0  # seconds between two starts of one worker, so that one that cannot work does not take a core
 END_TIME = 2.0  # seconds that a worker has to end once it is told
+SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""What a terminal or a service manager sends to all processes of a service, and only the server obeys."""
+
+FAULT = "an unforeseen error of this service"
 
 log = structlog.get_logger()
 
@@ -41,8 +48,12 @@ class _Worker:
     """What it has not answered, by id in the order handed over, with the steady moment of that."""
 
     def tell(self, order: Order | SetUp) -> None:
-        """Send a frame. How much may be under way bounds how much waits to be written."""
-        self.writer.write(frame(order))
+        """Send a frame; how much may be under way bounds how much waits to be written.
+
+        To a worker that has ended nothing is sent: what it holds goes back to the relay.
+        """
+        if not self.writer.is_closing():  # else uvloop would raise
+            self.writer.write(frame(order))
 
 
 class Workers:
@@ -65,10 +76,11 @@ class Workers:
         self._mapping = mapping
         self._token = token
         self._clock = clock
-        self._workers: list[_Worker] = []
+        self._workers: list[_Worker] = []  # that have said that they are there
         self._slots: list[asyncio.Task[None]] = []
         self._in_flight = 0
         self._answered = asyncio.Event()
+        self._looked_at = float("-inf")
         self._stopping = False
         self._orders: Orders
         self.restarts = 0
@@ -81,7 +93,7 @@ class Workers:
 
     @property
     def is_able(self) -> bool:
-        """Whether there is a worker, or there was none yet."""
+        """Whether there is a worker, or the first ones are on their way."""
         return bool(self._workers) or not self.restarts
 
     @property
@@ -112,7 +124,7 @@ class Workers:
                 self._hand_over(worker, more)
 
     async def stop(self, grace: float) -> None:
-        """Let what is under way end, then let the processes end. See Courier.stop."""
+        """Let what is under way end, then end the processes; a second call does nothing. See Courier.stop."""
         self._stopping = True
         try:
             async with asyncio.timeout(grace):
@@ -121,9 +133,9 @@ class Workers:
                     await self._answered.wait()
         except TimeoutError:
             log.info("POSTs under way are left to the next start", events=self._in_flight)
-        for worker in self._workers:
-            worker.writer.close()
-        await asyncio.gather(*self._slots)
+        for slot in self._slots:
+            slot.cancel()
+        await asyncio.gather(*self._slots, return_exceptions=True)
 
     def _hand_over(self, worker: _Worker, events: Sequence[Stored]) -> None:
         mapping, token = self._mapping(), self._token()
@@ -141,38 +153,48 @@ class Workers:
     # -- processes
 
     async def _keep_one(self) -> None:
-        """See that one worker is there, until it is over."""
+        """See that one worker is there, until cancelled."""
+        time = asyncio.get_running_loop().time
         while not self._stopping:
-            started_at = self._clock.steady()
+            next_start = time() + START_INTERVAL
             try:
                 await self._run_one()
+            except OSError as error:
+                log.error("a relay worker could not be started", why=str(error))  # noqa: TRY400  it is no fault of ours
             except Exception:
-                log.exception("a relay worker could not be started")
-            if self._stopping:
-                return
+                log.exception("unforeseen error; the relay worker is replaced")
             self.restarts += 1
-            if self._clock.steady() - started_at < RESTART_DELAY:
-                await asyncio.sleep(RESTART_DELAY)
+            await asyncio.sleep(next_start - time())
 
     async def _run_one(self) -> None:
-        """Start a worker and take its answers until it ends."""
+        """Start a worker and take its answers until it ends or this is cancelled.
+
+        Raises:
+            OSError: the system starts no further process.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _start(theirs.fileno())
-        reader, writer = await asyncio.open_connection(sock=ours)
-        worker = _Worker(process, writer)
-        worker.tell(self._set_up)
-        self._workers.append(worker)
-        self._orders.rested()
+            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                worker = _Worker(_start(theirs.fileno()), writer)
+            except OSError:
+                writer.transport.abort()
+                raise
         try:
+            worker.tell(self._set_up)
+            async with asyncio.timeout(START_TIME):
+                await read_frame(reader)
+            self._workers.append(worker)
+            self._orders.rested()
             while True:
                 self._take_back(worker, await read_frame(reader))
-        except EOFError:
+        except (EOFError, TimeoutError):
             pass
         finally:
-            self._workers.remove(worker)
-            writer.close()
-            code = await asyncio.to_thread(_end, process)
+            if worker in self._workers:
+                self._workers.remove(worker)
+            writer.transport.abort()  # to close it would wait until a stuck worker has read all that was written
+            code = await asyncio.to_thread(_end, worker.process)
             self._let_go(worker, code)
 
     def _take_back(self, worker: _Worker, outcomes: Sequence[Outcome]) -> None:
@@ -180,12 +202,17 @@ class Workers:
         now = self._clock.steady()
         for number, came, seconds in outcomes:
             stored, handed_over_at = worker.held.pop(number)
-            if came is None:
-                self._orders.failed(stored, "an unforeseen error of this service")
-            else:
-                answer = SUCCESS[came - 200] if isinstance(came, int) else came
-                self._orders.answered(stored, answer, max(handed_over_at, now - seconds), now)
-            self._in_flight -= 1
+            try:
+                if came is None:
+                    self._orders.failed(stored, FAULT)
+                else:
+                    answer = SUCCESS[came - 200] if isinstance(came, int) else came
+                    self._orders.answered(stored, answer, max(handed_over_at, now - seconds), now)
+            except Exception:
+                log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
+                self._orders.failed(stored, FAULT)
+            finally:
+                self._in_flight -= 1
         self._answered.set()
         self.look()
         self._orders.rested()
@@ -196,17 +223,29 @@ class Workers:
         self._answered.set()
         if self._stopping:
             return
-        log.warning("a relay worker ended; another one takes its place", exit_code=code, events=len(worker.held))
+        log.warning(
+            "a relay worker ended; another one takes its place",
+            process=worker.process.pid,
+            exit_code=code,
+            events=len(worker.held),
+        )
         for stored, _ in worker.held.values():
             self._orders.lost(stored, "the relay worker that carried it ended")
         self._orders.rested()
 
     def _end_stuck(self) -> None:
         """End a worker that has not answered for longer than any POST can take."""
-        too_old = self._clock.steady() - self._set_up.timeout - BODY_TIME - STUCK_TIME
+        now = self._clock.steady()
+        since = now - self._looked_at
+        if since < LOOK_INTERVAL:
+            return
+        self._looked_at = now
+        if since > STUCK_TIME:
+            return  # it is this process that stood still, and answers may wait to be read
+        too_old = now - self._set_up.timeout - BODY_TIME - STUCK_TIME
         for worker in self._workers:
             if worker.held and next(iter(worker.held.values()))[1] < too_old and worker.process.poll() is None:
-                log.warning("a relay worker does not answer", events=len(worker.held))
+                log.warning("a relay worker does not answer", process=worker.process.pid, events=len(worker.held))
                 worker.process.kill()
 
 
@@ -214,15 +253,21 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
     """Start a worker with its end of the pair.
 
     Popen replaces the new process by another program at once, with nothing of ours run in between: a fork that lives
-    on would share gRPC's threads and locks. Settings reach it through the pair alone.
+    on would share gRPC's threads and locks. Settings reach it through the pair alone. It finds its modules where this
+    process does, and not in whatever folder that was started in. The signals are blocked from its first moment on.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POINTILLIST_")}
-    return subprocess.Popen(  # noqa: S603  the arguments are ours
-        [sys.executable, "-m", "service.worker", str(descriptor)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        pass_fds=(descriptor,),
-    )
+    environment["PYTHONPATH"] = os.pathsep.join(path or "." for path in sys.path)
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return subprocess.Popen(  # noqa: S603  the arguments are ours
+            [sys.executable, "-P", "-m", "service.worker", str(descriptor)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Machines differ in speed and tests share them, so no example fails for its duration; in CI the examples are the same
@@ -17,3 +18,10 @@ settings.load_profile("project")
 
 # A shell that starts tests in the background has them ignore SIGINT, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["0", pytest.param("2", marks=pytest.mark.long)], ids=["lanes", "workers"])
+def relay_workers(request: pytest.FixtureRequest) -> str:
+    """POINTILLIST_RELAY_WORKERS, for what has to be the same with every courier; in full only where all tests run."""
+    workers: str = request.param
+    return workers

@@ -50,9 +50,9 @@ def table(run: CrashRun, verdict: Verdict) -> Table:
     return shown
 
 
-async def soak(kills: int, seed: int, folder: Path) -> int:
+async def soak(kills: int, workers: int, seed: int, folder: Path) -> int:
     """Run, and print the table; returns the exit code."""
-    run = CrashRun(folder / "outbox.db", seed)
+    run = CrashRun(folder / "outbox.db", seed, workers=workers)
     verdict = await run.run(kills, tell)
     console = Console(width=80)
     console.print(table(run, verdict))
@@ -67,9 +67,10 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.acceptance.soak")
     parser.add_argument("--kills", type=int, default=KILLS, help="how often the server is killed")
+    parser.add_argument("--workers", type=int, default=0, help="POINTILLIST_RELAY_WORKERS of the server")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        sys.exit(asyncio.run(soak(given.kills, drawn_seed(), Path(folder))))
+        sys.exit(asyncio.run(soak(given.kills, given.workers, drawn_seed(), Path(folder))))
 
 
 if __name__ == "__main__":
