@@ -20,6 +20,10 @@ class Entry(NamedTuple):
     """The serialised Event."""
     accepted_at: int
     """Milliseconds since the epoch; fixed here and used for every later mapping."""
+    traceparent: str = ""
+    """The span that it came in by, as W3C Trace Context writes it; empty where there is none."""
+    is_awaited: bool = False
+    """Whether a caller waits for its delivery, which another process may have to tell of."""
 
 
 class Stored(NamedTuple):
@@ -37,6 +41,8 @@ class Stored(NamedTuple):
     """POSTs so far whose failure is on record."""
     first_attempt_at: int | None
     """Milliseconds since the epoch, of the first failed POST."""
+    traceparent: str = ""
+    """The span that it came in by, as W3C Trace Context writes it; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

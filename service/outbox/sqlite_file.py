@@ -143,8 +143,8 @@ class SqliteFile:
         first = self._next_id
         self._next_id += len(entries)
         rows = [
-            (first + index, message_id, accepted_at, now, payload)
-            for index, (message_id, payload, accepted_at) in enumerate(entries)
+            (first + index, entry.message_id, entry.accepted_at, now, entry.payload)
+            for index, entry in enumerate(entries)
         ]
         execute = self._connection.execute
         horizon = now - self._window
@@ -262,7 +262,7 @@ class SqliteFile:
         return self._lease(rows)
 
     def _lease(self, rows: list[Any]) -> list[Stored]:
-        events = [Stored._make(row) for row in rows]
+        events = [Stored(*row) for row in rows]
         self._leased.update([event.id for event in events])
         return events
 

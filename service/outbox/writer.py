@@ -125,7 +125,9 @@ class Writer:
                 entries, now = [entry for some, _ in work.puts for entry in some], self._now()
                 ids = self._file.put(entries, now, change)
                 if self._tail.is_whole:
-                    new = [Stored(id_, *entry, now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_]
+                    new = [
+                        Stored(id_, *entry[:3], now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_
+                    ]
                 start = 0
                 for some, future in work.puts:
                     done.append((future, [id_ > 0 for id_ in ids[start : start + len(some)]]))

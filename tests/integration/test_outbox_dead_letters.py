@@ -51,7 +51,7 @@ async def test_a_dead_letter_has_all_of_its_events_fields(outbox: SqliteOutbox, 
 
     # then
     [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
-    assert (letter.message_id, letter.payload, letter.accepted_at) == entry(1)
+    assert (letter.message_id, letter.payload, letter.accepted_at) == entry(1)[:3]
     assert letter.refusal == Refusal("422", 422, "detail")
     assert (letter.attempts, letter.first_attempt_at, letter.last_attempt_at) == (2, first_at, clock.now * 1000)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (0, 1)

@@ -38,7 +38,7 @@ def old_file(tmp_path: Path) -> Path:
         connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
         size = 0
         for id_ in range(1, WAITING + 1):
-            message_id, payload, accepted_at = entry(id_)
+            message_id, payload, accepted_at = entry(id_)[:3]
             size += len(payload)
             tried = (3, accepted_at + 1_000, accepted_at + 60_000) if id_ == TRIED else (0, None, None)
             connection.execute(
@@ -49,7 +49,7 @@ def old_file(tmp_path: Path) -> Path:
             digest = blake2b(message_id.encode(), digest_size=16).digest()
             connection.execute("INSERT INTO seen VALUES (?, ?, ?)", (id_, digest, accepted_at))
         for number in range(1, DEAD + 1):
-            message_id, payload, accepted_at = entry(1_000 + number)
+            message_id, payload, accepted_at = entry(1_000 + number)[:3]
             connection.execute(
                 "INSERT INTO dead_letter (message_id, accepted_at, event_type, user_id, anonymous_id, reason, status,"
                 " detail, attempts, first_attempt_at, last_attempt_at, payload)"
@@ -74,7 +74,7 @@ async def test_every_waiting_event_of_an_old_file_is_served_as_it_was(old_file: 
 
         expected = [entry(id_) for id_ in range(1, WAITING + 1)]
         by_id = sorted(waiting)
-        assert [(event.message_id, event.payload, event.accepted_at) for event in by_id] == expected
+        assert [(event.message_id, event.payload, event.accepted_at) for event in by_id] == [given[:3] for given in expected]
         assert [event.id for event in by_id] == list(range(1, WAITING + 1))
         assert outbox.stats().events == WAITING
         assert outbox.stats().bytes == sum(len(event.payload) for event in expected)
@@ -113,7 +113,7 @@ async def test_the_dead_letters_of_an_old_file_can_be_read_and_replayed(old_file
 
 
 def _of(number: int) -> tuple[str, bytes, int]:
-    message_id, payload, accepted_at = entry(number)
+    message_id, payload, accepted_at = entry(number)[:3]
     return message_id, payload, accepted_at
 
 
