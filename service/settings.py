@@ -17,16 +17,19 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from service.errors import SettingsError
 from service.setting_values import (
+    NATS_SCHEMES,
     Address,
     ApiUrl,
     Duration,
     Listen,
+    NatsServers,
     OutboxUrl,
     PositiveDuration,
     PositiveSize,
     ProxyUrl,
     ReadableFile,
     Size,
+    StreamPrefix,
     Switch,
     Token,
     TokenFile,
@@ -110,8 +113,27 @@ class Settings(BaseSettings):
     """A TOML file that names who may call: the SHA-256 of each caller's token, its methods and its rate. It is read
     again when it changes. Without it, whoever reaches the port may call."""
 
-    outbox_url: OutboxUrl = "sqlite:///outbox.db"
-    """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute."""
+    outbox_url: OutboxUrl = Field(default="sqlite:///outbox.db", repr=False)
+    """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute; or
+    `nats://` (`tls://`) and the hosts of a NATS system with JetStream, which several replicas share."""
+
+    nats_credentials_file: ReadableFile | None = None
+    """A `.creds` file, with which NATS knows us; without it a user and password in the URL may stand."""
+
+    nats_ca_file: ReadableFile | None = None
+    """A PEM file of certificate authorities that NATS' certificate is checked with, instead of the system's."""
+
+    nats_cert_file: ReadableFile | None = None
+    """A PEM file with the certificate that we show to NATS, where it asks for one."""
+
+    nats_key_file: ReadableFile | None = None
+    """A PEM file with that certificate's private key."""
+
+    nats_stream: StreamPrefix = "POINTILLIST"
+    """How the names of the streams begin, so that two set-ups can share a NATS system."""
+
+    nats_replicas: Annotated[int, whole(1, 5)] = 1
+    """On how many servers of NATS each stream is kept; with 3, one of them may fail."""
 
     outbox_max_bytes: PositiveSize = 10 * 1024**3
     """How large the outbox may grow, in bytes. Callers are then told to try again later; nothing is dropped."""
@@ -130,6 +152,9 @@ class Settings(BaseSettings):
 
     dead_letter_max_events: Annotated[int, whole(1)] = 1_000_000
     """How many dead letters are kept. At this number the relay pauses rather than lose one."""
+
+    relay_replicas: Annotated[int, whole(1, 1000)] = 1
+    """How many replicas relay from one outbox on NATS; each allows itself its share of `max_concurrency`."""
 
     relay_workers: WorkerCount = 0
     """How many processes send records besides the server; 0 runs the relay in the server's own process."""
@@ -177,9 +202,27 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_nats(self) -> Self:
+        if (self.nats_cert_file is None) != (self.nats_key_file is None):
+            raise ValueError(
+                "POINTILLIST_NATS_CERT_FILE and POINTILLIST_NATS_KEY_FILE: one is set: set both or neither"
+            )
+        if self.relay_replicas > 1 and self.nats_servers is None:
+            raise ValueError(
+                "POINTILLIST_RELAY_REPLICAS: only an outbox on NATS is relayed from by several replicas: set"
+                " POINTILLIST_OUTBOX_URL to nats://host:4222, or leave this at 1"
+            )
+        return self
+
+    @property
+    def nats_servers(self) -> NatsServers | None:
+        """The servers that `outbox_url` names; None where the outbox is a file."""
+        return NatsServers.parse(self.outbox_url) if self.outbox_url.startswith(NATS_SCHEMES) else None
+
     @property
     def outbox_path(self) -> Path:
-        """The file that `outbox_url` names."""
+        """The file that `outbox_url` names; asked where it names one."""
         return Path(self.outbox_url.removeprefix("sqlite:///"))
 
     def require_token(self) -> TokenSource:
