@@ -26,7 +26,7 @@ from service.outbox.jetstream_streams import CONSUMER, NOT_FOUND, Adopted, Plan,
 from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
 
 LOOK_INTERVAL = 1.0  # seconds between two looks at the streams
-HELD_MOST = 5.0  # seconds for which an event that nobody fetches is kept from other replicas
+HELD_MOST = 2.0  # seconds for which an event that nobody fetches is kept from other replicas
 SILENT_MOST = 3  # looks without an answer, after which the connection is made anew
 CLOSE_TIMEOUT = 5.0  # seconds in which the last settlements have to be sent
 CANCEL_PAUSE = 0.2  # seconds until a loop that did not hear that it shall end is told again
