@@ -26,10 +26,10 @@ from service.health import Health
 from service.lanes import Lanes
 from service.mapping_source import MappingSource
 from service.outbox.base import DeadLetterFilter, Outbox
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
+from service.outbox.choice import OpenOutbox, check_role, open_outbox, unreachable, watch
 from service.pointillist import connect
 from service.relay import Relay
+from service.role import Role
 from service.rpc import Calls
 from service.server import exposure, is_loopback, listen, make_health_server, make_server
 from service.settings import Listen, Settings, TokenSource, effective
@@ -70,14 +70,16 @@ class FollowedFile(Protocol):
 class App:
     """One server, from its settings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, role: Role = Role.ALL) -> None:
         """Read what can be read before anything runs.
 
         Raises:
-            SettingsError: the token, a certificate or the callers file cannot be used.
+            SettingsError: the token, a certificate or the callers file cannot be used, or the role is none for them.
             MappingFileError: the mapping file cannot be used.
         """
+        check_role(role, settings)
         self._settings = settings
+        self._role = role
         self._token: TokenSource = settings.require_token()
         self._mapping = MappingSource(settings.mapping_file)
         self._callers = None if settings.callers_file is None else CallersFile(settings.callers_file)
@@ -100,21 +102,18 @@ class App:
             SettingsError: an address cannot be listened on.
             OutboxUnusableError: the outbox cannot be opened.
         """
-        settings, clock, metrics = self._settings, SystemClock(), Metrics()
+        settings, role, clock, metrics = self._settings, self._role, SystemClock(), Metrics()
         async with contextlib.AsyncExitStack() as stack:
             tracing = self._tracing(stack)
-            outbox = SqliteOutbox(
-                settings.outbox_path,
-                clock=clock,
-                window=settings.duplicate_window,
-                window_ids=settings.duplicate_ids,
-                retry_max_delay=settings.retry_max_delay,
-                bounds=Bounds(settings.outbox_max_events, settings.outbox_max_bytes, settings.disk_free_floor),
-            )
+            deliveries = Deliveries()
+            outbox = await open_outbox(settings, clock, deliveries.settled)
             stack.push_async_callback(outbox.close)
             courier = self._courier(clock, stack)
-            deliveries = Deliveries()
-            flow = Flow(settings.max_concurrency, random.random, lambda flow: _tell(flow, metrics))
+            flow = Flow(
+                max(1, settings.max_concurrency // settings.relay_replicas),
+                random.random,
+                lambda flow: _tell(flow, metrics),
+            )
             relay = Relay(
                 outbox=outbox,
                 courier=courier,
@@ -137,15 +136,19 @@ class App:
             )
             health = Health(
                 why_dead=outbox.broken,
-                why_not_ready=outbox.full,
-                is_getting_through=lambda: flow.is_getting_through and courier.is_able,
+                why_not_ready=outbox.full if role.accepts else lambda: unreachable(outbox),
+                is_getting_through=(lambda: flow.is_getting_through and courier.is_able) if role.relays else None,
+                accepts=role.accepts,
                 beat=lambda: _beat_health(outbox, metrics),
             )
             calls = self._calls(clock, metrics, tracing)
             dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
             server = make_server(
-                [event_service.handlers(service, calls), dead_letter_service.handlers(dead_letters, calls)],
-                [event_service.SERVICE_NAME, dead_letter_service.SERVICE_NAME],
+                [
+                    *([event_service.handlers(service, calls)] if role.accepts else ()),
+                    dead_letter_service.handlers(dead_letters, calls),
+                ],
+                [*([event_service.SERVICE_NAME] if role.accepts else ()), dead_letter_service.SERVICE_NAME],
                 health,
                 reflect=settings.reflection,
                 gate=calls.gate,
@@ -161,7 +164,7 @@ class App:
                 await health_server.start()
                 log.info("health is served alone", address=str(health_listen))
 
-            relaying = asyncio.create_task(relay.run())
+            relaying = asyncio.create_task(self._relay(relay, metrics))
             watching = [
                 asyncio.create_task(loop)
                 for loop in (
@@ -169,6 +172,7 @@ class App:
                     self._reload(flow, relay, metrics),
                     _wake_relay(relay),
                     _beat_writer(outbox, metrics),
+                    watch(outbox),
                 )
             ]
             await health.look()
@@ -226,7 +230,7 @@ class App:
             proxy=settings.api_proxy,
         )
         stack.push_async_callback(pointillist.close)
-        if not settings.relay_workers:
+        if not (settings.relay_workers and self._role.relays):
             return Lanes(mapping=self._mapping.current, pointillist=pointillist, clock=clock)
         set_up = SetUp(
             client=settings.http_client,
@@ -243,6 +247,14 @@ class App:
         )
         stack.push_async_callback(workers.stop, 0.0)  # where the start fails; else they have ended by then
         return workers
+
+    async def _relay(self, relay: Relay, metrics: Metrics) -> None:
+        """Relay, if it is for this server to do, until the end."""
+        if self._role.relays:
+            await relay.run()
+        else:
+            metrics.leave_out("relay")
+            await self._stop.wait()
 
     async def _delay(self) -> None:
         """Serve on while load balancers learn that this server goes; a second signal ends the wait."""
@@ -347,7 +359,7 @@ def _tell(flow: Flow, metrics: Metrics) -> None:
         )
 
 
-def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, clock: SystemClock) -> None:
+def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clock: SystemClock) -> None:
     """Have the gauges ask the parts whenever they are read."""
     metrics.outbox_events.set_function(lambda: outbox.stats().events)
     metrics.outbox_bytes.set_function(lambda: outbox.stats().bytes)
@@ -365,7 +377,7 @@ def _observe(metrics: Metrics, outbox: SqliteOutbox, relay: Relay, flow: Flow, c
     metrics.outbox_oldest_age.set_function(oldest_age)
 
 
-def serve(settings: Settings, started: Callable[[App], None] = lambda _: None) -> None:
+def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *, role: Role = Role.ALL) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the files again, and SIGUSR1 turns debug lines on and off."""
     other_level = "info" if settings.log_level == "debug" else "debug"
     levels = itertools.cycle((other_level, settings.log_level))
@@ -376,7 +388,7 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None) -
         log.info("log level changed", level_now=level)
 
     async def run() -> None:
-        app = App(settings)
+        app = App(settings, role)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop)

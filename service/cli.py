@@ -16,6 +16,7 @@ import typer
 
 from service import cli_errors
 from service.cli_errors import NAME, NOT_EVERYTHING, say, show
+from service.role import Role
 
 commands = typer.Typer(
     name=NAME,
@@ -65,7 +66,11 @@ def _options(
 
 
 @commands.command()
-def serve() -> None:
+def serve(
+    role: Annotated[
+        Role, typer.Option(help="Take events in, relay them, or both; one alone needs an outbox on NATS.")
+    ] = Role.ALL,
+) -> None:
     """Take events in and forward them, until SIGTERM or SIGINT.
 
     Settings are environment variables that begin with POINTILLIST_, or a TOML file that POINTILLIST_CONFIG_FILE names.
@@ -76,7 +81,7 @@ def serve() -> None:
 
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
-    app.serve(settings)
+    app.serve(settings, role=role)
     cli_errors.end_at_once()
 
 

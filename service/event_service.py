@@ -129,7 +129,9 @@ class EventService:
             self._metrics.events["validated"].inc()
             receipt.outcome = event_service_pb2.OUTCOME_VALIDATED
         elif options.wait_for_delivery:
-            receipt.outcome = await self._deliver(Entry(message.message_id, payload, accepted_at, CALL.get()), context)
+            receipt.outcome = await self._deliver(
+                Entry(message.message_id, payload, accepted_at, CALL.get(), is_awaited=True), context
+            )
         else:
             receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at, CALL.get()))
         return receipt

@@ -5,6 +5,9 @@
     delivery              SERVING while the relay is getting through to Pointillist
 
 An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
+
+A replica that only accepts knows no `delivery`, and one that only relays no EventService (a check of such a name is
+answered NOT_FOUND): it would be a guess, or never change. `""` of the latter is SERVING while it can reach the outbox.
 """
 
 import asyncio
@@ -18,7 +21,6 @@ from grpc_health.v1._async import HealthServicer
 from service.event_service import SERVICE_NAME
 
 INTERVAL = 0.2  # seconds between looks at what the names depend on
-READINESS = ("", SERVICE_NAME)
 LIVENESS = "liveness"
 DELIVERY = "delivery"
 
@@ -33,20 +35,24 @@ class Health:
         *,
         why_dead: Callable[[], str | None],
         why_not_ready: Callable[[], str | None],
-        is_getting_through: Callable[[], bool],
+        is_getting_through: Callable[[], bool] | None,
+        accepts: bool = True,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         """Make it; until `run`, it knows no name.
 
         Args:
             why_dead: why the process has to be started anew, in words; None while it works.
-            why_not_ready: why new events cannot be accepted, in words; None while they can.
-            is_getting_through: whether the relay is getting through to Pointillist.
+            why_not_ready: why the server cannot do its part, in words; None while it can. That is to accept events
+                or, where it accepts none, to reach the outbox.
+            is_getting_through: whether the relay is getting through to Pointillist; None where there is none.
+            accepts: whether it takes events in.
             beat: called at each look, to show that they go on.
         """
         self._why_dead = why_dead
         self._why_not_ready = why_not_ready
         self._is_getting_through = is_getting_through
+        self._readiness = ("", SERVICE_NAME) if accepts else ("",)
         self._beat = beat
         self._servicer = HealthServicer()
         self._draining = False
@@ -68,9 +74,10 @@ class Health:
         why_dead = self._why_dead()
         await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
         why_not = "the server is shutting down" if self._draining else self._why_not_ready()
-        for name in READINESS:
+        for name in self._readiness:
             await self._show(name, serving=why_not is None, why=why_not or "")
-        await self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
+        if self._is_getting_through is not None:
+            await self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
 
     async def drain(self) -> None:
         """Turn readiness off for good: the server is about to stop."""

@@ -6,8 +6,8 @@ from collections import deque
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
+from service import percent
 from service.answer import BODY_START, Answer, Failure
 
 BODY_TIME = 1.0  # seconds after the header that a body may take; then its connection is dropped
@@ -28,8 +28,6 @@ FAILURES = {
 }
 """What the operating system's error numbers mean here."""
 
-_VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-
 
 def _user_agent() -> str:
     try:
@@ -43,9 +41,7 @@ USER_AGENT = _user_agent()
 
 def idempotency_key(message_id: str) -> str:
     """Write a message id as a header's value: `%` and every byte of its UTF-8 outside 0x21 to 0x7E as %XX."""
-    if message_id.isascii() and message_id.isprintable() and " " not in message_id and "%" not in message_id:
-        return message_id
-    return quote(message_id, safe=_VISIBLE)
+    return percent.encode(message_id)
 
 
 class Within:

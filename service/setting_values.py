@@ -9,10 +9,10 @@ import ipaddress
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, SecretStr
 
@@ -22,6 +22,10 @@ LARGEST_COUNT: Final = 2**63 - 1  # what SQLite can hold
 LONGEST_DURATION: Final = 36500 * 86400.0  # seconds; keeps every sum of times within what SQLite and datetime can hold
 LONGEST_TOKEN: Final = 8192  # characters; HTTP servers refuse longer header lines
 
+NATS_SCHEMES: Final = ("nats://", "tls://")
+NATS_PORT: Final = 4222  # where NATS listens by default
+
+_STREAM_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?")
 _PRINTABLE = re.compile(r"[ -~]+")
 _URL_CHARACTERS = re.compile(r"[!-~]+")
@@ -140,11 +144,59 @@ def _api_url(text: str) -> str:
 
 def _outbox_url(text: str) -> str:
     expected = "expected sqlite:///outbox.db (three slashes: relative) or sqlite:////var/lib/outbox.db (four: absolute)"
-    if text.startswith("nats://"):
-        raise ValueError(f"only sqlite:/// is available in this version, not nats://: {expected}")
+    if text.startswith(NATS_SCHEMES):
+        NatsServers.parse(text)
+        return text
     path = text.removeprefix("sqlite:///")
     if path == text or not path or path.endswith("/") or path.startswith(":memory:") or set(path) & set("?#\0"):
-        raise ValueError(f"is not the URL of an outbox file: {expected}")
+        raise ValueError(f"is not the URL of an outbox file: {expected}, or nats://host:4222")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class NatsServers:
+    """The servers of one NATS system, and how it knows us."""
+
+    is_tls: bool
+    hosts: tuple[Listen, ...]
+    user: str | None = field(default=None, repr=False)
+    """A user name or, where there is no password, a token."""
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `nats://host:4222`, or `tls://`, with several hosts after commas and `user:password@` before them.
+
+        Raises:
+            ValueError: with what would be right; the text is not repeated, as it may hold a password.
+        """
+        scheme, _, rest = text.partition("://")
+        login, _, hosts = rest.removesuffix("/").rpartition("@")
+        user, colon, password = login.partition(":")
+        try:
+            found = tuple(_nats_host(host) for host in hosts.split(",") if _URL_CHARACTERS.fullmatch(text))
+        except ValueError:
+            found = ()
+        if not found:
+            raise ValueError(
+                "is not the URL of NATS servers: expected nats://host:4222, or tls:// where they have TLS; further"
+                " hosts follow after a comma, as in nats://a:4222,b:4222, and user:password@ may stand before the first"
+            )
+        return cls(scheme == "tls", found, unquote(user) or None, unquote(password) if colon else None)
+
+
+def _nats_host(text: str) -> Listen:
+    """Read HOST or HOST:PORT."""
+    has_port = ":" in text.rpartition("]")[2]
+    host = Listen.parse(text if has_port else f"{text}:{NATS_PORT}")
+    if host.port == 0:
+        raise ValueError(text)
+    return host
+
+
+def _stream_prefix(text: str) -> str:
+    if not _STREAM_PREFIX.fullmatch(text):
+        raise ValueError(f"{text!r} cannot begin the name of a stream: expected 1 to 64 letters, digits, - and _")
     return text
 
 
@@ -225,4 +277,9 @@ TokenFile = Annotated[Path, AfterValidator(_token_file)]
 ReadableFile = Annotated[Path, AfterValidator(_regular_file)]
 ApiUrl = Annotated[str, AfterValidator(_api_url), _shown_by(without_secrets)]
 ProxyUrl = Annotated[str, AfterValidator(_url), _shown_by(without_secrets)]
-OutboxUrl = Annotated[str, AfterValidator(_outbox_url)]
+OutboxUrl = Annotated[
+    str,
+    AfterValidator(_outbox_url),
+    _shown_by(lambda url: without_secrets(url) if url.startswith(NATS_SCHEMES) else url),
+]
+StreamPrefix = Annotated[str, AfterValidator(_stream_prefix)]

@@ -8,9 +8,8 @@ that may be absent means "not set", or "off" for a listener.
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -18,22 +17,25 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from service.errors import SettingsError
 from service.setting_values import (
+    NATS_SCHEMES,
     Address,
     ApiUrl,
     Duration,
     Listen,
+    NatsServers,
     OutboxUrl,
     PositiveDuration,
     PositiveSize,
     ProxyUrl,
     ReadableFile,
     Size,
+    StreamPrefix,
     Switch,
     Token,
     TokenFile,
-    read_token,
     whole,
 )
+from service.token_source import FileToken, FixedToken, TokenSource
 
 __all__ = ["FileToken", "FixedToken", "Listen", "Settings", "TokenSource", "effective", "load_settings"]
 
@@ -41,74 +43,6 @@ PREFIX: Final = "POINTILLIST_"
 CONFIG_FILE_VARIABLE: Final = "POINTILLIST_CONFIG_FILE"
 # Kubernetes and Docker links announce a service called pointillist-destination to every container beside it.
 SERVICE_LINK_PREFIX: Final = "POINTILLIST_DESTINATION_"
-
-
-class TokenSource(Protocol):
-    """Where Pointillist's token comes from; it can change while the service runs."""
-
-    @property
-    def problem(self) -> str | None:
-        """What the last `reload` ran into, in one line for a log that never holds the token; `None` if nothing."""
-
-    def current(self) -> str:
-        """Give the token to send now."""
-
-    def reload(self) -> bool:
-        """Look again; true when the token is another one than before. Never raises: it sets `problem`."""
-
-
-@dataclass(frozen=True, slots=True)
-class FixedToken:
-    """A token that stays the same, as `POINTILLIST_API_TOKEN` is."""
-
-    token: str = field(repr=False)
-
-    @property
-    def problem(self) -> None:
-        """Nothing can go wrong: there is nowhere to look."""
-
-    def current(self) -> str:
-        """Give the token."""
-        return self.token
-
-    def reload(self) -> bool:
-        """Do nothing: there is nowhere to look."""
-        return False
-
-
-class FileToken:
-    """A token in a file that a secret manager may rewrite; whitespace around it is not part of it."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the token for the first time.
-
-        Args:
-            path: a regular file with the token and nothing else.
-
-        Raises:
-            SettingsError: when the file holds no usable token.
-        """
-        self.problem: str | None = None
-        self._path = path
-        try:
-            self._token = read_token(path)
-        except ValueError as error:
-            raise SettingsError(f"POINTILLIST_API_TOKEN_FILE: {error}") from None
-
-    def current(self) -> str:
-        """Give the token that was last read."""
-        return self._token
-
-    def reload(self) -> bool:
-        """Read the file again; a file that is gone, empty or unusable for the moment leaves the old token in force."""
-        try:
-            token = read_token(self._path)
-        except ValueError as error:
-            self.problem = f"POINTILLIST_API_TOKEN_FILE: {error}; the token read before stays in force"
-            return False
-        changed = token != self._token
-        self.problem, self._token = None, token
-        return changed
 
 
 class Settings(BaseSettings):
@@ -178,8 +112,27 @@ class Settings(BaseSettings):
     """A TOML file that names who may call: the SHA-256 of each caller's token, its methods and its rate. It is read
     again when it changes. Without it, whoever reaches the port may call."""
 
-    outbox_url: OutboxUrl = "sqlite:///outbox.db"
-    """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute."""
+    outbox_url: OutboxUrl = Field(default="sqlite:///outbox.db", repr=False)
+    """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute; or
+    `nats://` (`tls://`) and the hosts of a NATS system with JetStream, which several replicas share."""
+
+    nats_credentials_file: ReadableFile | None = None
+    """A `.creds` file, with which NATS knows us; without it a user and password in the URL may stand."""
+
+    nats_ca_file: ReadableFile | None = None
+    """A PEM file of certificate authorities that NATS' certificate is checked with, instead of the system's."""
+
+    nats_cert_file: ReadableFile | None = None
+    """A PEM file with the certificate that we show to NATS, where it asks for one."""
+
+    nats_key_file: ReadableFile | None = None
+    """A PEM file with that certificate's private key."""
+
+    nats_stream: StreamPrefix = "POINTILLIST"
+    """How the names of the streams begin, so that two set-ups can share a NATS system."""
+
+    nats_replicas: Annotated[int, whole(1, 5)] = 1
+    """On how many servers of NATS each stream is kept; with 3, one of them may fail."""
 
     outbox_max_bytes: PositiveSize = 10 * 1024**3
     """How large the outbox may grow, in bytes. Callers are then told to try again later; nothing is dropped."""
@@ -198,6 +151,9 @@ class Settings(BaseSettings):
 
     dead_letter_max_events: Annotated[int, whole(1)] = 1_000_000
     """How many dead letters are kept. At this number the relay pauses rather than lose one."""
+
+    relay_replicas: Annotated[int, whole(1, 1000)] = 1
+    """How many replicas relay from one outbox on NATS; each allows itself its share of `max_concurrency`."""
 
     relay_workers: Annotated[int, whole(0, 64)] = 0
     """How many processes map and send records besides the server, so that more cores are used; with 0 the server does
@@ -246,9 +202,27 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_nats(self) -> Self:
+        if (self.nats_cert_file is None) != (self.nats_key_file is None):
+            raise ValueError(
+                "POINTILLIST_NATS_CERT_FILE and POINTILLIST_NATS_KEY_FILE: one is set: set both or neither"
+            )
+        if self.relay_replicas > 1 and self.nats_servers is None:
+            raise ValueError(
+                "POINTILLIST_RELAY_REPLICAS: only an outbox on NATS is relayed from by several replicas: set"
+                " POINTILLIST_OUTBOX_URL to nats://host:4222, or leave this at 1"
+            )
+        return self
+
+    @property
+    def nats_servers(self) -> NatsServers | None:
+        """The servers that `outbox_url` names; None where the outbox is a file."""
+        return NatsServers.parse(self.outbox_url) if self.outbox_url.startswith(NATS_SCHEMES) else None
+
     @property
     def outbox_path(self) -> Path:
-        """The file that `outbox_url` names."""
+        """The file that `outbox_url` names; asked where it names one."""
         return Path(self.outbox_url.removeprefix("sqlite:///"))
 
     def require_token(self) -> TokenSource:

@@ -162,16 +162,21 @@ class Metrics:
         )
         self.ready = self._gauge("ready", "1 while new events can be accepted, else 0.")
         self.outbox_events = self._gauge("outbox_events", "Events in the outbox that are not settled.")
-        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes of the events in the outbox, as they were sent.")
+        self.outbox_bytes = self._gauge(
+            "outbox_bytes", "Bytes of the events in the outbox, as they were sent; on NATS, as its stream keeps them."
+        )
         self.outbox_oldest_age = self._gauge(
             "outbox_oldest_age_seconds", "Age of the oldest event that is not settled; 0 when there is none."
         )
-        self.outbox_commits = self._followed("outbox_commits", "Commits of the outbox, each with one fsync.")
+        self.outbox_commits = self._followed(
+            "outbox_commits", "Commits of the outbox, each with one fsync; on NATS, puts that its stream acknowledged."
+        )
         self.outbox_committed_events = self._followed(
             "outbox_committed_events", "Events that those commits put on disk."
         )
         self.duplicate_evictions = self._followed(
-            "duplicate_evictions", "Message ids forgotten before the duplicate window was over, for lack of room."
+            "duplicate_evictions",
+            "Message ids forgotten before the duplicate window was over, for lack of room; NATS does not tell.",
         )
         self.dead_letters = self._gauge("dead_letters", "Dead letters that are kept.")
         # Not dead_letters_total: OpenMetrics gives a counter and a gauge one namespace, without the suffix.
@@ -197,9 +202,13 @@ class Metrics:
             "outcome",
             ReloadOutcome,
         )
-        self.heartbeats: dict[Loop, Counter] = self._counters(
-            "heartbeat_total", "Turns of each loop; each rises at least once a second unless it is stuck.", "loop", Loop
+        self._loops = Counter(
+            "pointillist_destination_heartbeat_total",
+            "Turns of each loop; each rises at least once a second unless it is stuck.",
+            ["loop"],
+            registry=self.registry,
         )
+        self.heartbeats: dict[Loop, Counter] = {loop: self._loops.labels(loop) for loop in get_args(Loop)}
         self.rpc = RpcMetrics()
         self.registry.register(self.rpc)
         self.relay_state = Enum(
@@ -208,6 +217,10 @@ class Metrics:
             states=get_args(RelayState),
             registry=self.registry,
         )
+
+    def leave_out(self, loop: Loop) -> None:
+        """Show no heartbeat of a loop that this server does not have: one that stands still means that it is stuck."""
+        self._loops.remove(loop)
 
     def count_delivery(self, reason: str, seconds: float) -> None:
         """Count one POST that was answered or failed, and how long it took, by the reason of its retry decision."""

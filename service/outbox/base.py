@@ -22,6 +22,8 @@ class Entry(NamedTuple):
     """Milliseconds since the epoch; fixed here and used for every later mapping."""
     traceparent: str = ""
     """W3C traceparent of the accepting call's span; "" where the call is not traced, or not sampled."""
+    is_awaited: bool = False
+    """Whether a caller waits for its delivery, which another process may have to tell of."""
 
 
 class Stored(NamedTuple):

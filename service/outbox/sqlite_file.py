@@ -144,7 +144,7 @@ class SqliteFile:
         self._next_id += len(entries)
         rows = [
             (first + index, message_id, accepted_at, now, payload, traceparent)
-            for index, (message_id, payload, accepted_at, traceparent) in enumerate(entries)
+            for index, (message_id, payload, accepted_at, traceparent, _) in enumerate(entries)
         ]
         execute = self._connection.execute
         horizon = now - self._window
@@ -263,7 +263,7 @@ class SqliteFile:
         return self._lease(rows)
 
     def _lease(self, rows: list[Any]) -> list[Stored]:
-        events = [Stored._make(row) for row in rows]
+        events = [Stored(*row) for row in rows]
         self._leased.update([event.id for event in events])
         return events
 

@@ -127,7 +127,7 @@ class Writer:
                 if self._tail.is_whole:
                     new = [
                         Stored(id_, message_id, payload, accepted_at, now, 0, None, traceparent)
-                        for id_, (message_id, payload, accepted_at, traceparent) in zip(ids, entries, strict=True)
+                        for id_, (message_id, payload, accepted_at, traceparent, _) in zip(ids, entries, strict=True)
                         if id_
                     ]
                 start = 0

@@ -21,13 +21,13 @@ from service.flow import Flow
 from service.lanes import Lanes
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
-from service.outbox.sqlite import SqliteOutbox
+from service.outbox.base import Outbox
 from service.pointillist import Pointillist
 from service.relay import Relay
 from service.telemetry import Metrics
 from service.worker_wire import SetUp
 from service.workers import Workers
-from tests.support.outboxes import RETRY_MAX_DELAY, opened
+from tests.support.outboxes import RETRY_MAX_DELAY, Backend, on_sqlite
 from tests.support.waiting import turns, until
 
 TAKEN = Answer(200)
@@ -118,7 +118,7 @@ def set_up_for(url: str) -> SetUp:
 class Relaying:
     """A relay at work, and what it works on."""
 
-    outbox: SqliteOutbox
+    outbox: Outbox
     relay: Relay
     courier: Lanes | Workers
     flow: Flow
@@ -134,7 +134,7 @@ class Relaying:
 
 @asynccontextmanager
 async def relaying(
-    path: Path,
+    place: Path | Backend,
     pointillist: Pointillist,
     *,
     clock: Clock | None = None,
@@ -147,7 +147,7 @@ async def relaying(
     """Have a relay work; chance always draws zero, so that what is tried again is tried at once.
 
     Args:
-        path: the outbox file.
+        place: the outbox file, or the kind of outbox that a test was given.
         pointillist: what answers.
         clock: the system's, if none is given.
         mapping: the built-in one, if none is given.
@@ -159,8 +159,9 @@ async def relaying(
     clock = clock or SystemClock()
     built_in = load_mapping(None)
     mapping = mapping or (lambda: built_in)
+    backend = on_sqlite(place) if isinstance(place, Path) else place
     async with AsyncExitStack() as stack:
-        outbox = await stack.enter_async_context(opened(path, clock))
+        outbox = await stack.enter_async_context(backend.open(clock))
         courier: Lanes | Workers
         if workers:
             set_up = set_up_for(await stack.enter_async_context(over_http(pointillist)))

@@ -1,0 +1,56 @@
+"""What the streams of an outbox on JetStream hold, as far as JetStream tells."""
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from service.outbox.jetstream_connection import ApiError, Connection
+from service.outbox.jetstream_headers import ACCEPTED_AT, parse_headers
+from service.outbox.jetstream_streams import NOT_FOUND, Plan
+
+
+@dataclass(slots=True)
+class StreamState:
+    """What waits and what was given up; between two looks, our own doings are added."""
+
+    events: int = 0
+    bytes: int = 0
+    """With headers and what JetStream itself adds."""
+    oldest: int = 0
+    """The first event's place in the stream."""
+    oldest_at: int | None = None
+    """Milliseconds since the epoch: when it was accepted."""
+    dead_letters: int = 0
+
+
+async def read_state(connection: Connection, plan: Plan, before: StreamState) -> StreamState:
+    """Look at both streams.
+
+    Args:
+        connection: to NATS.
+        plan: which streams.
+        before: what was seen the last time; what cannot have changed is taken from it.
+
+    Raises:
+        OutboxFullError: JetStream cannot be asked, or a stream is gone.
+    """
+    events = (await connection.ask(f"STREAM.INFO.{plan.events_stream}"))["state"]
+    letters = (await connection.ask(f"STREAM.INFO.{plan.letters_stream}"))["state"]
+    state = StreamState(events["messages"], events["bytes"], events["first_seq"], None, letters["messages"])
+    if state.events:
+        is_known = state.oldest == before.oldest and before.oldest_at is not None
+        state.oldest_at = before.oldest_at if is_known else await _accepted_at(connection, plan, events)
+    return state
+
+
+async def _accepted_at(connection: Connection, plan: Plan, state: dict[str, Any]) -> int | None:
+    """When the first event of the stream was accepted; None where it left meanwhile."""
+    try:
+        answer = await connection.ask(f"STREAM.MSG.GET.{plan.events_stream}", {"seq": state["first_seq"]})
+    except ApiError as error:
+        if error.code == NOT_FOUND:
+            return None
+        raise
+    accepted_at = parse_headers(base64.b64decode(answer["message"].get("hdrs", ""))).get(ACCEPTED_AT)
+    return int(accepted_at) if accepted_at else round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000)
