@@ -22,6 +22,7 @@ from service.clock import Clock, SystemClock
 from service.http_wire import BODY_TIME
 from service.mapping_file import compile_mapping, load_mapping
 from service.outbox.base import Entry, Stored
+from service.relay import FAULT_DELAY
 from service.sandbox import Behaviour, Sandbox
 from service.workers import STUCK_TIME, Workers, _Worker
 from tests.support.clock import HandClock
@@ -181,9 +182,9 @@ async def test_an_event_that_fails_in_a_worker_is_kept_and_tried_again_and_harms
         assert (running.outbox.stats().events, running.outbox.stats().dead_letters) == (1, 0)
 
         # when
-        clock.move(61.0)
-        await clock.tick_until(lambda: running.relay.in_flight)
-        await until(lambda: running.relay.in_flight == 0)
+        clock.move(FAULT_DELAY + 1.0)
+        assert running.outbox.next_due() == 0
+        await clock.tick_until(lambda: (running.outbox.next_due() or 0.0) > FAULT_DELAY / 2)
 
     # then
     async with opened(path, clock) as outbox:
