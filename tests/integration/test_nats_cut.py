@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import nats
 import pytest
 
 from pointillist_destination.v1.event_service_pb2 import (
@@ -15,11 +16,15 @@ from pointillist_destination.v1.event_service_pb2 import (
     BatchSendResponse,
     TrackRequest,
 )
+from service.clock import SystemClock
+from service.errors import OutboxFullError
+from service.outbox.jetstream_dead_letters import READ_AT_ONCE
 from service.outbox.jetstream_streams import Plan
 from tests.support.cut import CuttableProxy, cuttable
-from tests.support.events import event, track
+from tests.support.events import entries, event, track
 from tests.support.nats import NatsServer
 from tests.support.nats_cluster import streams_of
+from tests.support.outboxes import bury, opened_on_nats
 from tests.support.servers import NAME, NOT_SERVING, SERVING, Failed, Serving, failed, serving, until_health
 from tests.support.waiting import until
 
@@ -180,3 +185,24 @@ async def test_a_batch_that_was_read_before_the_cut_is_answered_once_it_is_on_th
         repeated = await server.events.Track(TrackRequest(track=track(1)))
         assert repeated.receipt.outcome == OUTCOME_DUPLICATE
         await call.done_writing()
+
+
+async def test_dead_letters_that_cannot_be_read_to_their_end_are_an_error_and_not_fewer(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    async with opened_on_nats(nats_server.url, plan, SystemClock()) as outbox:
+        # given
+        count = READ_AT_ONCE + 10
+        await bury(outbox, entries(count))
+        lots = outbox._letters._read(0, count)
+        assert len(await anext(lots)) == READ_AT_ONCE
+
+        # when the consumer that reads them is gone, as it is with its server
+        async with await nats.connect(nats_server.url) as client:
+            for consumer in await client.jetstream().consumers_info(plan.letters_stream):
+                await client.jetstream().delete_consumer(plan.letters_stream, consumer.name)
+
+        # then
+        with pytest.raises(OutboxFullError, match="broke off"):
+            await anext(lots)
