@@ -1,7 +1,13 @@
-"""Replicas and the nats-servers under them, killed one at a time while clients send; and what the oracle says then."""
+"""Replicas and the nats-servers under them, killed one at a time while clients send; and what the oracle says then.
+
+Now and then one is not killed but stopped for a while, as a machine without memory or a network without a route does
+it: its connections stay, and when it goes on it believes that what was leased to it still is.
+"""
 
 import asyncio
 import contextlib
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,6 +31,8 @@ LIFE_MOST = 1.0  # seconds from the return of what was killed to the next kill
 AWAY_MOST = 0.5  # seconds for which what was killed stays away, and longer by what a start takes
 NATS_SHARE = 0.4  # of the kills, those of a nats-server
 ACK_WAIT = 5.0  # seconds after which JetStream gives what a dead relay had to another
+STOPPED_LEAST = 1.0  # seconds for which a server is stopped
+STOPPED_MOST = 1.6 * ACK_WAIT  # seconds
 STREAM_REPLICAS_MOST = 3
 
 
@@ -37,6 +45,7 @@ class NatsCrashRun:
         seed: of everything that is drawn; how the processes interleave is not in its hands.
         nodes: how many nats-servers there are.
         roles: those of the replicas; the first accepts, and so does another.
+        stop_share: of the kills, those that are a stop instead.
         text_most: see Events.
     """
 
@@ -44,9 +53,10 @@ class NatsCrashRun:
     seed: int
     nodes: int
     roles: Sequence[str] = ("all", "all", "all")
+    stop_share: float = 0.0
     text_most: int = 60
     kills: Counter[str] = field(default_factory=Counter)
-    """By what was killed."""
+    """By what was killed or stopped."""
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,7 +81,7 @@ class NatsCrashRun:
             async with self.clients.sending():
                 for number in range(kills):
                     await self._live(sandbox)
-                    await self._kill_one(nats, is_nats=self._is_nats(number))
+                    await self._fell_one(nats, number)
                     self.evidence.take_from(sandbox)
                     self.seconds = time.monotonic() - start
                     progress(self)
@@ -102,10 +112,6 @@ class NatsCrashRun:
         pairs = zip(self.roles, self._replicas, strict=True)
         return [replica for role, replica in pairs if role != "relay" and not replica.is_killed]
 
-    def _is_nats(self, number: int) -> bool:
-        """Whether a kill is that of a nats-server; of the first two one is, however few there are."""
-        return number == 0 if number < 2 else self._random.random() < NATS_SHARE
-
     async def _live(self, sandbox: Sandbox) -> None:
         """Let clients send and Pointillist take, up to a moment that is drawn."""
         sandbox.behaviour = draw_behaviour(self._random)
@@ -120,18 +126,34 @@ class NatsCrashRun:
 
         await _until_or_late(is_time, LIFE_MOST)
 
-    async def _kill_one(self, nats: NatsNodes, *, is_nats: bool) -> None:
-        """Kill one server, leave it away for a moment, and start it again."""
+    async def _fell_one(self, nats: NatsNodes, number: int) -> None:
+        """Kill or stop one server, leave it away for a moment, and have it go on.
+
+        However few times there are, the first is the kill of a nats-server, and the second that of a replica.
+        """
         self.clients.allow(SENT_MOST)
-        if is_nats:
-            self.kills["nats-server"] += 1
-            node = self._random.choice(nats.nodes)
+        is_nats = number == 0 if number < 2 else self._random.random() < NATS_SHARE
+        is_stop = number >= 2 and self._random.random() < self.stop_share
+        node, place = self._random.choice(nats.nodes), self._random.randrange(len(self.roles))
+        self.kills[f"{'nats-servers' if is_nats else 'replicas'} {'stopped' if is_stop else 'killed'}"] += 1
+        if is_stop:
+            await self._stop(node.process if is_nats else self._replicas[place].process)
+            await nats.healthy()
+        elif is_nats:
             await nats.kill(node)
             await self._stay_away()
             await nats.start(node)
-            return
-        self.kills["replica"] += 1
-        place = self._random.randrange(len(self.roles))
+        else:
+            await self._kill_replica(place)
+
+    async def _stop(self, process: subprocess.Popen[bytes] | asyncio.subprocess.Process | None) -> None:
+        """Have a process do nothing for a while, of which nobody is told."""
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self._random.uniform(STOPPED_LEAST, STOPPED_MOST))  # it is the fault, and not a wait for it
+        process.send_signal(signal.SIGCONT)
+
+    async def _kill_replica(self, place: int) -> None:
         for replica in self._replicas:
             assert replica.is_running, "a replica ended by itself:\n" + "\n".join(replica.log)
         await self._replicas[place].kill()

@@ -1,8 +1,8 @@
 """The oracle for as long as one likes: `python -m tests.acceptance.soak --kills 200`, or `--outbox nats --kills 100`.
 
 With the outbox in a file the server is killed; with NATS three replicas and the three servers of a cluster are, one at
-a time. ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where anything was lost, invented or
-changed.
+a time, or stopped for a while. ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where anything
+was lost, invented or changed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tests.acceptance.oracle import Verdict
 KILLS = {"sqlite": 200, "nats": 100}
 PROGRESS_EVERY = 10  # kills
 NODES = 3  # nats-servers
+STOP_SHARE = 0.15  # of the kills of replicas and nats-servers, those that are a stop for some seconds instead
 
 
 def tell(run: CrashRun | NatsCrashRun) -> None:
@@ -36,8 +37,7 @@ def table(run: CrashRun | NatsCrashRun, verdict: Verdict) -> Table:
     if isinstance(run, CrashRun):
         killed = {"kills": run.kills}
     else:
-        killed = {f"kills of a {what}": count for what, count in sorted(run.kills.items())}
-        killed["calls told to try again"] = run.clients.refused
+        killed = dict(sorted(run.kills.items())) | {"calls told to try again": run.clients.refused}
     rows = {
         "seed": run.seed,
         **killed,
@@ -63,7 +63,10 @@ def table(run: CrashRun | NatsCrashRun, verdict: Verdict) -> Table:
 async def soak(outbox: str, kills: int, seed: int, folder: Path) -> int:
     """Run, and print the table; returns the exit code."""
     run: CrashRun | NatsCrashRun
-    run = CrashRun(folder / "outbox.db", seed) if outbox == "sqlite" else NatsCrashRun(folder / "nats", seed, NODES)
+    if outbox == "sqlite":
+        run = CrashRun(folder / "outbox.db", seed)
+    else:
+        run = NatsCrashRun(folder / "nats", seed, NODES, stop_share=STOP_SHARE)
     verdict = await run.run(kills, tell)
     console = Console(width=80)
     console.print(table(run, verdict))

@@ -21,7 +21,7 @@ async def test_no_acknowledged_event_is_lost_when_replicas_and_their_nats_server
     # then
     assert verdict.faults == {}
     assert len(verdict.ledger.accepted) > KILLS
-    assert len(run.kills) == 2
+    assert run.kills.keys() == {"nats-servers killed", "replicas killed"}
 
 
 @pytest.mark.long
@@ -30,9 +30,9 @@ async def test_no_acknowledged_event_is_lost_when_replicas_and_their_nats_server
 async def test_no_acknowledged_event_is_lost_when_servers_of_a_cluster_are_killed(
     tmp_path: Path, roles: tuple[str, ...]
 ) -> None:
-    run = NatsCrashRun(tmp_path / "nats", drawn_seed(), nodes=3, roles=roles)
+    run = NatsCrashRun(tmp_path / "nats", drawn_seed(), nodes=3, roles=roles, stop_share=0.25)
 
     verdict = await run.run(KILLS_OF_A_CLUSTER)
 
     assert verdict.faults == {}
-    assert len(run.kills) == 2
+    assert run.kills.keys() >= {"nats-servers killed", "replicas killed"}
