@@ -1,8 +1,8 @@
 """The oracle for as long as one likes: `python -m tests.acceptance.soak --kills 200`, or `--outbox nats --kills 100`.
 
 With the outbox in a file the server is killed; with NATS three replicas and the three servers of a cluster are, one at
-a time, or stopped for a while. ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where anything
-was lost, invented or changed.
+a time, or stopped for a while. ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where
+anything was lost, invented or changed.
 """
 
 import argparse
