@@ -14,7 +14,7 @@ import orjson
 from service.errors import OutboxFullError
 from service.outbox.jetstream_connection import NO_RESPONDERS, UNREACHED_RETRY, Connection, Received
 
-ACK_TIMEOUT = 5.0  # seconds until an acknowledgement that has not come counts as lost
+ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
 UNACKNOWLEDGED_MOST = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
 
 
