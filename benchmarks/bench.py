@@ -28,6 +28,7 @@ from benchmarks.plan import Plan
 from benchmarks.rows_disk import backlog, window
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
+from benchmarks.rows_nats import nats_batch, nats_drain, nats_sync, nats_unary
 from benchmarks.rows_out import cpu, drain, latency, whole
 from benchmarks.stages import ROW as STAGES
 from benchmarks.stages import stages
@@ -40,6 +41,10 @@ ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "cpu": cpu,
     "latency": latency,
     "ok_latency": ok_latency,
+    "nats_unary": nats_unary,
+    "nats_batch": nats_batch,
+    "nats_drain": nats_drain,
+    "nats_sync": nats_sync,
     "mapping": mapping,
     STAGES: stages,
     "backlog": backlog,
