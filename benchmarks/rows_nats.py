@@ -25,39 +25,25 @@ TARGET = ">= 0.80x"
 def nats_unary(plan: Plan) -> list[Figure]:
     """Track, acknowledged by JetStream, beside a handler that only publishes."""
     count, warm_up = plan.count(20_000, 128), plan.count(2_000, 64)
-    with UnaryLoad() as load, _both(plan) as (nats, server, rival):
+    with UnaryLoad() as load, _both(plan) as sides:
 
         def run(side: Child, _: str, calls: int) -> float:
             return load.flat_out(side, calls).seconds
 
-        return _rounds(
-            plan, "nats_unary", f"Track, {CALLERS} callers", _Sides(nats, server, rival), run, count, warm_up
-        )
+        what = f"Track, {CALLERS} callers"
+        return _rounds(plan, sides, run, row="nats_unary", what=what, count=count, warm_up=warm_up)
 
 
 def nats_batch(plan: Plan) -> list[Figure]:
     """BatchSend, acknowledged by JetStream, beside a handler that only publishes."""
     count, warm_up = plan.count(40_000, 400), plan.count(5_000, 200)
-    with Child("load") as load, _both(plan) as (nats, server, rival):
+    with Child("load") as load, _both(plan) as sides:
 
         def run(side: Child, name: str, events: int) -> float:
             return stream(load, side, name, events // BATCH_SIZE)
 
         what = f"BatchSend, {BATCH_SIZE} a message"
-        return _rounds(plan, "nats_batch", what, _Sides(nats, server, rival), run, count, warm_up)
-
-
-@contextlib.contextmanager
-def _both(plan: Plan) -> Iterator[tuple[Nats, Child, Child]]:
-    """A nats-server, with ours and the rival beside it."""
-    with (
-        plan.new_folder() as folder,
-        running_nats(folder) as nats,
-        nobody() as url,
-        ours(nats.url, url, Role.ACCEPT) as server,
-        Child("rivals", "publish", nats.url) as rival,
-    ):
-        yield nats, server, rival
+        return _rounds(plan, sides, run, row="nats_batch", what=what, count=count, warm_up=warm_up)
 
 
 class _Sides:
@@ -71,17 +57,30 @@ class _Sides:
         return iter(self.streams)
 
 
+@contextlib.contextmanager
+def _both(plan: Plan) -> Iterator[_Sides]:
+    """A nats-server, with ours and the rival beside it."""
+    with (
+        plan.new_folder() as folder,
+        running_nats(folder) as nats,
+        nobody() as url,
+        ours(nats.url, url, Role.ACCEPT) as server,
+        Child("rivals", "publish", nats.url) as rival,
+    ):
+        yield _Sides(nats, server, rival)
+
+
 def _rounds(
-    plan: Plan, row: str, what: str, sides: _Sides, run: Callable[[Child, str, int], float], count: int, warm_up: int
+    plan: Plan, sides: _Sides, run: Callable[[Child, str, int], float], *, row: str, what: str, count: int, warm_up: int
 ) -> list[Figure]:
     """Run both sides in turns.
 
     Args:
         plan: says how often.
-        row: the row's name.
-        what: what is done.
         sides: ours and the rival.
         run: has a side take so many events, in a run of that name, and returns the seconds it took.
+        row: the row's name.
+        what: what is done.
         count: events of a round.
         warm_up: events before the first round.
     """
@@ -96,9 +95,10 @@ def _rounds(
             nats_samples[side].append(nats_sample)
     for name in sides.streams.values():
         check_stored(sides.nats, name, warm_up + plan.rounds * count)
+    (mine, theirs), (nats_mine, nats_theirs) = samples.values(), nats_samples.values()
     return [
-        Figure(row, what, "events/s", *samples.values(), RIVAL, TARGET),
-        Figure(row, "CPU of nats-server an event", "µs", *nats_samples.values(), RIVAL),
+        Figure(row, what, "events/s", mine, theirs, RIVAL, TARGET),
+        Figure(row, "CPU of nats-server an event", "µs", nats_mine, nats_theirs, RIVAL),
     ]
 
 
