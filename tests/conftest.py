@@ -2,8 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.nats import NatsServer, nats_running
+from tests.support.outboxes import Backend, on_jetstream, on_sqlite
 
 # Machines differ in speed and tests share them, so no example fails for its duration; in CI the examples are the same
 # every time, so that a red build is about the change in it.
@@ -17,3 +24,25 @@ settings.load_profile("project")
 
 # A shell that starts tests in the background has them ignore SIGINT, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A NATS server that tests share; each has streams of its own."""
+    with nats_running(tmp_path_factory.mktemp("nats") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """How the names of a test's streams begin."""
+    return f"T-{uuid4().hex}"
+
+
+@pytest.fixture(params=["sqlite", "jetstream"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Backend:
+    """Each kind of outbox in turn."""
+    if request.param == "sqlite":
+        return on_sqlite(tmp_path / "outbox.db")
+    server: NatsServer = request.getfixturevalue("nats_server")
+    return on_jetstream(server.url, prefix)

@@ -26,8 +26,10 @@ from service.outbox.jetstream_streams import CONSUMER, NOT_FOUND, Adopted, Plan,
 from service.outbox.room import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
 
 LOOK_INTERVAL = 1.0  # seconds between two looks at the streams
-HELD_MOST = 5.0  # seconds for which an event that nobody fetches is kept from other replicas
+HELD_MOST = 2.0  # seconds for which an event that nobody fetches is kept from other replicas
 SILENT_MOST = 3  # looks without an answer, after which the connection is made anew
+CLOSE_TIMEOUT = 5.0  # seconds in which the last settlements have to be sent
+CANCEL_PAUSE = 0.2  # seconds until a loop that did not hear that it shall end is told again
 STUCK_MOST = 20_000  # settlements that could not be sent, above which nothing is fetched
 
 log = structlog.get_logger()
@@ -320,6 +322,7 @@ class JetStreamOutbox:
         """See Outbox.delete_dead_letters."""
         deleted = await self._letters.delete(which)
         await self._look()
+        self._tell_arrived()  # a relay that had no room for dead letters may go on
         return deleted
 
     # -- bounds
@@ -372,12 +375,16 @@ class JetStreamOutbox:
             return
         self._over = "the outbox is closed"
         if self.is_connected:
-            with contextlib.suppress(OutboxFullError):  # else JetStream gives it to others when the leases end
-                await self._leases.flush()
-                await self._leases.give_back()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            with contextlib.suppress(OutboxFullError, TimeoutError):  # else others get it when the leases end
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._bell.take_down()
+                    await self._leases.flush()
+                    await self._leases.give_back()
+        running = set(self._tasks)
+        while running:  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_PAUSE)
         self._emptier.set()
 
     @property

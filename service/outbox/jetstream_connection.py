@@ -16,6 +16,7 @@ import structlog
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from service.errors import OutboxFullError, OutboxUnusableError
 from service.setting_values import NatsServers
@@ -115,7 +116,8 @@ class Connection:
         self._tls = access.tls()
         self._lost = lost
         self._client: Client | None = None
-        self._subscribed: list[tuple[str, Callable[[Received], Awaitable[None]]]] = []
+        self._subscribed: dict[str, Callable[[Received], Awaitable[None]]] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._up = asyncio.Event()
         self._ended = asyncio.Event()
         self._problem = "no answer yet"
@@ -142,8 +144,8 @@ class Connection:
             client = self._client = _Client()
             try:
                 await self._connect(client)
-                for subject, callback in self._subscribed:
-                    await client.subscribe(subject, cb=callback)
+                for subject, callback in self._subscribed.items():
+                    self._subscriptions[subject] = await client.subscribe(subject, cb=callback)
                 self._set_up()
                 await self._ended.wait()
             except (OSError, ValueError, errors.Error) as error:
@@ -183,9 +185,22 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callable[[Received], Awaitable[None]]) -> None:
         """Have a coroutine called with each message on a subject, over every connection there will be."""
-        self._subscribed.append((subject, callback))
+        self._subscribed[subject] = callback
         if self._up.is_set():
-            await self._usable().subscribe(subject, cb=callback)
+            self._subscriptions[subject] = await self._usable().subscribe(subject, cb=callback)
+
+    async def unsubscribe(self, subject: str) -> None:
+        """Hear no more of a subject; returns once NATS knows.
+
+        Raises:
+            OutboxFullError: there is no connection.
+        """
+        del self._subscribed[subject]
+        try:
+            await self._subscriptions.pop(subject).unsubscribe()
+        except errors.Error as error:
+            raise self._unreached(error) from error
+        await self.flush()
 
     async def publish(
         self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None

@@ -124,6 +124,14 @@ class Bell:
             self.is_hung = False
             raise
 
+    async def take_down(self) -> None:
+        """Have it back from JetStream: what it delivered from now on would be nobody's.
+
+        Raises:
+            OutboxFullError: there is no connection.
+        """
+        await self._connection.unsubscribe(f"{self._inbox}.*")
+
     def lose(self) -> None:
         """It is gone with the connection."""
         self.is_hung = False

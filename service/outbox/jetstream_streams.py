@@ -15,6 +15,7 @@ from service.outbox.jetstream_connection import ApiError, Connection
 
 CONSUMER = "relay"
 ACK_WAIT = 30  # seconds without a word from a relay, after which JetStream gives its events to another
+ACK_WAIT_LEAST = 5  # of an operator's own consumer: what is in work is told of each second or so
 ACK_PENDING = 100_000  # events that are leased or put back at a time; JetStream walks through all of them now and then
 ACK_PENDING_LEAST = 10_000  # of an operator's own consumer: leases and what is put back have to fit
 MESSAGE_SIZE_LEAST = 64 * 1024  # bytes; an event with its headers has less
@@ -260,6 +261,9 @@ def consumer_differences(found: dict[str, Any]) -> Iterator[str]:
             f"max_ack_pending is {pending}, and has to be -1 or at least {ACK_PENDING_LEAST}: events that are put back"
             " for later count, and at the limit nothing is delivered"
         )
+    wait = found.get("ack_wait", 0) / SECOND
+    if wait < ACK_WAIT_LEAST:
+        yield f"ack_wait is {wait:g} s, and has to be at least {ACK_WAIT_LEAST} s: else events in work come twice"
     yield from _set_where_it_must_not(
         found, "deliver_subject", "filter_subject", "filter_subjects", "backoff", "headers_only", "inactive_threshold"
     )

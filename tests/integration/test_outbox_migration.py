@@ -74,7 +74,9 @@ async def test_every_waiting_event_of_an_old_file_is_served_as_it_was(old_file: 
 
         expected = [entry(id_) for id_ in range(1, WAITING + 1)]
         by_id = sorted(waiting)
-        assert [(event.message_id, event.payload, event.accepted_at) for event in by_id] == [given[:3] for given in expected]
+        assert [(event.message_id, event.payload, event.accepted_at) for event in by_id] == [
+            given[:3] for given in expected
+        ]
         assert [event.id for event in by_id] == list(range(1, WAITING + 1))
         assert outbox.stats().events == WAITING
         assert outbox.stats().bytes == sum(len(event.payload) for event in expected)

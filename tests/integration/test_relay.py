@@ -13,7 +13,7 @@ from service.outbox.base import Entry, Refusal
 from service.relay import WINDOW_MOST
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import ALL
+from tests.support.outboxes import ALL, Backend
 from tests.support.relays import TAKEN, Relaying, Script, relaying
 from tests.support.waiting import turns, until
 
@@ -44,29 +44,29 @@ async def probe(running: Relaying, script: Script, clock: HandClock, seconds: fl
     return script.posts[before:]
 
 
-async def test_every_event_is_delivered_once_and_then_gone(path: Path) -> None:
+async def test_every_event_is_delivered_once_and_then_gone(backend: Backend) -> None:
     script = Script()
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(300))
         await drained(running)
     assert sorted(script.taken) == sorted(one.message_id for one in entries(300))
 
 
-async def test_events_that_were_waiting_at_the_start_are_delivered(path: Path) -> None:
+async def test_events_that_were_waiting_at_the_start_are_delivered(backend: Backend) -> None:
     stuck = Script(lambda _: UNAVAILABLE)
-    async with relaying(path, stuck) as running:
+    async with relaying(backend, stuck) as running:
         await running.outbox.put(entries(50))
         await until(lambda: stuck.posts)
     script = Script()
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await drained(running)
     assert sorted(script.taken) == sorted(one.message_id for one in entries(50))
 
 
-async def test_every_event_of_an_outage_is_delivered_after_it(path: Path) -> None:
+async def test_every_event_of_an_outage_is_delivered_after_it(backend: Backend) -> None:
     # given
     script = Script(lambda _: UNAVAILABLE)
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(100))
         await until(lambda: running.flow.state is State.PROBING)
         assert running.flow.cause is Cause.OUTAGE
@@ -83,19 +83,21 @@ async def test_every_event_of_an_outage_is_delivered_after_it(path: Path) -> Non
 
 
 @pytest.mark.parametrize("answer", [Answer(500), Answer(429), Answer(failure=Failure.TIMEOUT), Answer(404)])
-async def test_an_event_that_never_passes_delays_no_other(path: Path, answer: Answer) -> None:
+async def test_an_event_that_never_passes_delays_no_other(backend: Backend, answer: Answer) -> None:
     script = Script(lambda message_id: answer if message_id == "m-7" else TAKEN)
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(200))
         await until(lambda: len(script.taken) == 199)
         assert running.outbox.stats().dead_letters == 0
 
 
-async def test_an_event_that_alone_is_refused_as_by_a_wrong_setup_waits_its_time_between_others(path: Path) -> None:
+async def test_an_event_that_alone_is_refused_as_by_a_wrong_setup_waits_its_time_between_others(
+    backend: Backend,
+) -> None:
     # given a trickle of events, and one that Pointillist always forbids
     clock = HandClock()
     script = Script(lambda message_id: Answer(403, retry_after=60.0) if message_id == "m-0" else TAKEN)
-    async with relaying(path, script, clock=clock) as running:
+    async with relaying(backend, script, clock=clock) as running:
         await running.outbox.put(entries(2))
         await clock.tick_until(lambda: "m-1" in script.taken)
 
@@ -129,10 +131,10 @@ async def test_a_waiting_event_holds_no_lane(path: Path) -> None:
         await drained(running, clock)
 
 
-async def test_a_backlog_stays_in_the_outbox_and_not_in_memory(path: Path) -> None:
+async def test_a_backlog_stays_in_the_outbox_and_not_in_memory(backend: Backend) -> None:
     script = Script()
     script.gate.clear()
-    async with relaying(path, script, ceiling=16) as running:
+    async with relaying(backend, script, ceiling=16) as running:
         await running.outbox.put(entries(5000))
         await until(lambda: script.in_flight)
         await turns()
@@ -145,11 +147,11 @@ async def test_a_backlog_stays_in_the_outbox_and_not_in_memory(path: Path) -> No
     assert len(set(script.taken)) == len(script.taken) == 5000
 
 
-async def test_a_wrong_token_loses_nothing_and_one_event_at_a_time_probes_each_time_another(path: Path) -> None:
+async def test_a_wrong_token_loses_nothing_and_one_event_at_a_time_probes_each_time_another(backend: Backend) -> None:
     # given
     clock = HandClock()
     script = Script(lambda _: WRONG_TOKEN)
-    async with relaying(path, script, clock=clock) as running:
+    async with relaying(backend, script, clock=clock) as running:
         await running.outbox.put(entries(30))
         await clock.tick_until(lambda: running.flow.state is State.PROBING)
         await clock.tick_until(lambda: running.relay.in_flight == 0)
@@ -177,10 +179,10 @@ async def test_a_wrong_token_loses_nothing_and_one_event_at_a_time_probes_each_t
     assert len(set(script.taken)) == 30
 
 
-async def test_a_mended_setup_is_tried_at_once(path: Path) -> None:
+async def test_a_mended_setup_is_tried_at_once(backend: Backend) -> None:
     clock = HandClock()
     script = Script(lambda _: WRONG_TOKEN)
-    async with relaying(path, script, clock=clock) as running:
+    async with relaying(backend, script, clock=clock) as running:
         await running.outbox.put(entries(10))
         await clock.tick_until(lambda: running.flow.state is State.PROBING and running.relay.in_flight == 0)
 
@@ -190,9 +192,9 @@ async def test_a_mended_setup_is_tried_at_once(path: Path) -> None:
         await drained(running, clock)
 
 
-async def test_a_refused_event_becomes_a_dead_letter_and_its_neighbours_are_delivered(path: Path) -> None:
+async def test_a_refused_event_becomes_a_dead_letter_and_its_neighbours_are_delivered(backend: Backend) -> None:
     script = Script(lambda message_id: REFUSED if message_id in {"m-3", "m-4"} else TAKEN)
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(20))
         await drained(running)
         await running.outbox.flush()
@@ -204,11 +206,11 @@ async def test_a_refused_event_becomes_a_dead_letter_and_its_neighbours_are_deli
     assert len(script.taken) == 18
 
 
-async def test_a_first_day_of_refusals_costs_a_hundred_events_and_no_more(path: Path) -> None:
+async def test_a_first_day_of_refusals_costs_a_hundred_events_and_no_more(backend: Backend) -> None:
     # given
     clock = HandClock()
     script = Script(lambda _: REFUSED)
-    async with relaying(path, script, clock=clock) as running:
+    async with relaying(backend, script, clock=clock) as running:
         await running.outbox.put(entries(300))
         await clock.tick_until(lambda: running.flow.cause is Cause.REFUSALS and running.relay.in_flight == 0)
         for _ in range(3):
@@ -225,10 +227,10 @@ async def test_a_first_day_of_refusals_costs_a_hundred_events_and_no_more(path: 
     assert len(set(script.taken)) == 200
 
 
-async def test_an_event_that_fails_for_longer_than_the_maximum_age_becomes_a_dead_letter(path: Path) -> None:
+async def test_an_event_that_fails_for_longer_than_the_maximum_age_becomes_a_dead_letter(backend: Backend) -> None:
     clock = HandClock()
     script = Script(lambda message_id: UNAVAILABLE if message_id == "m-1" else TAKEN)
-    async with relaying(path, script, clock=clock, max_age=3600.0) as running:
+    async with relaying(backend, script, clock=clock, max_age=3600.0) as running:
         # given
         await running.outbox.put(entries(3))
         await clock.tick_until(lambda: len(script.taken) == 2)
@@ -246,10 +248,10 @@ async def test_an_event_that_fails_for_longer_than_the_maximum_age_becomes_a_dea
     assert (letter.message_id, letter.refusal) == ("m-1", Refusal("max_age", 503, "503: busy"))
 
 
-async def test_a_wrong_setup_makes_no_event_too_old(path: Path) -> None:
+async def test_a_wrong_setup_makes_no_event_too_old(backend: Backend) -> None:
     clock = HandClock()
     script = Script(lambda _: WRONG_TOKEN)
-    async with relaying(path, script, clock=clock, max_age=60.0) as running:
+    async with relaying(backend, script, clock=clock, max_age=60.0) as running:
         await running.outbox.put(entries(5))
         await clock.tick_until(lambda: running.flow.state is State.PROBING and running.relay.in_flight == 0)
         for _ in range(8):
@@ -258,10 +260,10 @@ async def test_a_wrong_setup_makes_no_event_too_old(path: Path) -> None:
         assert (running.outbox.stats().dead_letters, running.outbox.stats().events) == (0, 5)
 
 
-async def test_a_relay_without_room_for_dead_letters_pauses_and_goes_on_when_there_is_some(path: Path) -> None:
+async def test_a_relay_without_room_for_dead_letters_pauses_and_goes_on_when_there_is_some(backend: Backend) -> None:
     # given
     script = Script(lambda message_id: TAKEN if int(message_id[2:]) < 10 else REFUSED)
-    async with relaying(path, script, dead_letters_most=3) as running:
+    async with relaying(backend, script, dead_letters_most=3) as running:
         await running.outbox.put(entries(10))
         await drained(running)
         await running.outbox.put(entries(20, first=10))
@@ -303,9 +305,9 @@ async def test_an_event_on_which_the_mapping_fails_is_kept_and_tried_again(path:
     assert len(script.taken) == 3
 
 
-async def test_a_replayed_event_is_delivered(path: Path) -> None:
+async def test_a_replayed_event_is_delivered(backend: Backend) -> None:
     script = Script(lambda message_id: REFUSED if message_id == "m-1" else TAKEN)
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(3))
         await until(lambda: running.outbox.stats().dead_letters == 1)
         await running.outbox.flush()
@@ -314,9 +316,9 @@ async def test_a_replayed_event_is_delivered(path: Path) -> None:
         await until(lambda: "m-1" in script.taken)
 
 
-async def test_who_waits_for_a_delivery_hears_of_it(path: Path) -> None:
+async def test_who_waits_for_a_delivery_hears_of_it(backend: Backend) -> None:
     script = Script(lambda message_id: REFUSED if message_id == "m-1" else TAKEN)
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         with running.deliveries.expect("m-0") as delivered, running.deliveries.expect("m-1") as refused:
             await running.outbox.put(entries(2))
             async with asyncio.timeout(5):
@@ -324,11 +326,11 @@ async def test_who_waits_for_a_delivery_hears_of_it(path: Path) -> None:
                 assert await refused == Refusal("400", 400, "no such label")
 
 
-async def test_stopping_leaves_what_is_in_flight_in_the_outbox(path: Path) -> None:
+async def test_stopping_leaves_what_is_in_flight_in_the_outbox(backend: Backend) -> None:
     # given
     script = Script()
     script.gate.clear()
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(20))
         await until(lambda: script.in_flight)
 
@@ -339,15 +341,15 @@ async def test_stopping_leaves_what_is_in_flight_in_the_outbox(path: Path) -> No
         assert script.in_flight == 0
         assert running.outbox.stats().events == 20
     again = Script()
-    async with relaying(path, again) as running:
+    async with relaying(backend, again) as running:
         await drained(running)
     assert sorted(again.taken) == sorted(one.message_id for one in entries(20))
 
 
-async def test_stopping_lets_what_is_in_flight_end(path: Path) -> None:
+async def test_stopping_lets_what_is_in_flight_end(backend: Backend) -> None:
     script = Script()
     script.gate.clear()
-    async with relaying(path, script) as running:
+    async with relaying(backend, script) as running:
         await running.outbox.put(entries(3))
         await until(lambda: script.in_flight == 3)
         stopping = asyncio.ensure_future(running.stop())

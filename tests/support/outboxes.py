@@ -1,13 +1,20 @@
-"""A SqliteOutbox for a test: opened with what hardly ever matters, and closed whatever happens."""
+"""An outbox for a test: opened with what hardly ever matters, and closed whatever happens."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.clock import Clock
-from service.outbox.base import DeadLetterFilter, Entry, Refusal, Stored
+from service.outbox.base import DeadLetterFilter, Entry, Outbox, Refusal, Stored
+from service.outbox.jetstream import JetStreamOutbox
+from service.outbox.jetstream_connection import NatsAccess
+from service.outbox.jetstream_streams import Plan
 from service.outbox.room import Bounds
 from service.outbox.sqlite import SqliteOutbox
+from service.setting_values import NatsServers
+from tests.support.waiting import DEADLINE, INTERVAL
 
 WINDOW = 86_400.0  # seconds
 RETRY_MAX_DELAY = 300.0  # seconds
@@ -52,10 +59,76 @@ async def opened(
         await outbox.close()
 
 
-async def bury(outbox: SqliteOutbox, entries: list[Entry], refusal: Refusal = REFUSAL) -> list[Stored]:
+PATIENCE = 20.0  # seconds in which an outbox on NATS has to be there
+
+
+@asynccontextmanager
+async def opened_on_nats(
+    url: str,
+    plan: Plan,
+    clock: Clock,
+    *,
+    settled: Callable[[str, Refusal | None], None] = lambda *_: None,
+) -> AsyncIterator[JetStreamOutbox]:
+    """Open an outbox on JetStream, and close it in the end."""
+    access = NatsAccess(NatsServers.parse(url))
+    outbox = JetStreamOutbox(access, plan, clock=clock, retry_max_delay=RETRY_MAX_DELAY, settled=settled)
+    try:
+        await outbox.start(PATIENCE)
+        yield outbox
+    finally:
+        await outbox.close()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kind of outbox in a place of its own, and which promises it makes beyond those that all make."""
+
+    open: Callable[[Clock], AbstractAsyncContextManager[Outbox]]
+    """Open it; it holds what it held when it was closed."""
+    goes_by_the_clock: bool
+    """Whether due times are the given clock's; else they are NATS' own."""
+    remembers_tries: bool
+    """Whether how often an event was tried, and since when, outlives the process."""
+    counts_payloads: bool
+    """Whether its bytes are those of the events alone."""
+
+
+def on_sqlite(path: Path) -> Backend:
+    """The outbox in a file."""
+    return Backend(
+        lambda clock: opened(path, clock), goes_by_the_clock=True, remembers_tries=True, counts_payloads=True
+    )
+
+
+def on_jetstream(url: str, prefix: str) -> Backend:
+    """The outbox on a NATS server."""
+    return Backend(
+        lambda clock: opened_on_nats(url, Plan(prefix), clock),
+        goes_by_the_clock=False,
+        remembers_tries=False,
+        counts_payloads=False,
+    )
+
+
+async def take(outbox: Outbox, count: int, *, early: bool = False) -> list[Stored]:
+    """Fetch so many events; on JetStream they can be fetched a moment after they were put.
+
+    Raises:
+        TimeoutError: there are fewer.
+    """
+    taken = await outbox.fetch(count, early=early)
+    async with asyncio.timeout(DEADLINE):
+        while len(taken) < count:
+            await asyncio.sleep(INTERVAL)
+            taken += await outbox.fetch(count - len(taken), early=early)
+    return taken
+
+
+async def bury(outbox: Outbox, entries: list[Entry], refusal: Refusal = REFUSAL) -> list[Stored]:
     """Have events accepted and given up."""
     await outbox.put(entries)
-    buried = await outbox.fetch(len(entries))
+    buried = await take(outbox, len(entries))
     for stored in buried:
         outbox.term(stored, refusal)
     await outbox.flush()

@@ -12,11 +12,11 @@ from service.deliveries import Deliveries
 from service.flow import Flow
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
-from service.outbox.sqlite import SqliteOutbox
+from service.outbox.base import Outbox
 from service.pointillist import Pointillist
 from service.relay import Relay
 from service.telemetry import Metrics
-from tests.support.outboxes import RETRY_MAX_DELAY, opened
+from tests.support.outboxes import RETRY_MAX_DELAY, Backend, on_sqlite
 from tests.support.waiting import turns
 
 TAKEN = Answer(200)
@@ -64,7 +64,7 @@ class Script:
 class Relaying:
     """A relay at work, and what it works on."""
 
-    outbox: SqliteOutbox
+    outbox: Outbox
     relay: Relay
     flow: Flow
     deliveries: Deliveries
@@ -78,7 +78,7 @@ class Relaying:
 
 @asynccontextmanager
 async def relaying(
-    path: Path,
+    place: Path | Backend,
     pointillist: Pointillist,
     *,
     clock: Clock | None = None,
@@ -87,10 +87,14 @@ async def relaying(
     max_age: float = MAX_AGE,
     dead_letters_most: int = 1_000_000,
 ) -> AsyncIterator[Relaying]:
-    """Have a relay work; chance always draws zero, so that what is tried again is tried at once."""
+    """Have a relay work; chance always draws zero, so that what is tried again is tried at once.
+
+    Its outbox is in a file, or of the kind that a test was given.
+    """
     clock = clock or SystemClock()
     built_in = load_mapping(None)
-    async with opened(path, clock) as outbox:
+    backend = on_sqlite(place) if isinstance(place, Path) else place
+    async with backend.open(clock) as outbox:
         flow = Flow(ceiling, lambda: 0.0, lambda _: None)
         deliveries = Deliveries()
         relay = Relay(

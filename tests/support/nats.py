@@ -1,0 +1,75 @@
+"""A real nats-server with JetStream, on a port that it chooses itself."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.waiting import until_blocking
+
+BINARY = Path(sys.executable).parent / "nats-server"
+
+
+@dataclass
+class NatsServer:
+    """A server that serves, or one that a test has stopped."""
+
+    folder: Path
+    more: str
+    """Further lines of its configuration."""
+    port: int = -1
+    monitoring_port: int = -1
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it takes clients."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def monitoring_url(self) -> str:
+        """Where it tells of itself."""
+        return f"http://127.0.0.1:{self.monitoring_port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it serves; a second start is on the port of the first."""
+        self.folder.mkdir(exist_ok=True)
+        configuration = self.folder / "nats.conf"
+        configuration.write_text(
+            f'host: 127.0.0.1\nport: {self.port}\nhttp: "127.0.0.1:{self.monitoring_port}"\n'
+            f'ports_file_dir: "{self.folder}"\njetstream {{ store_dir: "{self.folder}/store" }}\n{self.more}\n'
+        )
+        for old in self.folder.glob("*.ports"):
+            old.unlink()
+        log = (self.folder / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen([BINARY, "-c", configuration], stdout=log, stderr=log)
+        until_blocking(lambda: [found for found in self.folder.glob("*.ports") if found.stat().st_size])
+        [ports] = self.folder.glob("*.ports")
+        told = json.loads(ports.read_text())
+        self.port = int(told["nats"][0].rpartition(":")[2])
+        self.monitoring_port = int(told["monitoring"][0].rpartition(":")[2])
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Stop it with a signal, and wait for its end."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+            self.process = None
+
+
+@contextmanager
+def nats_running(folder: Path, more: str = "") -> Iterator[NatsServer]:
+    """Have a server run."""
+    server = NatsServer(folder, more)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
