@@ -28,7 +28,7 @@ from benchmarks.plan import Plan
 from benchmarks.rows_disk import backlog, window
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
-from benchmarks.rows_nats import nats_batch, nats_drain, nats_sync, nats_unary
+from benchmarks.rows_nats import nats_batch, nats_drain, nats_stream, nats_sync, nats_unary
 from benchmarks.rows_out import cpu, drain, latency, whole
 from benchmarks.stages import ROW as STAGES
 from benchmarks.stages import stages
@@ -45,6 +45,7 @@ ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "nats_batch": nats_batch,
     "nats_drain": nats_drain,
     "nats_sync": nats_sync,
+    "nats_stream": nats_stream,
     "mapping": mapping,
     STAGES: stages,
     "backlog": backlog,
