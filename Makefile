@@ -52,6 +52,7 @@ check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	@if command -v promtool >/dev/null; then set -x; promtool check config deploy/prometheus/prometheus.yaml; \
 	promtool test rules deploy/prometheus/alerts_test.yaml; else echo 'promtool is not here: alerts unchecked'; fi
 	@if command -v kubectl >/dev/null; then set -x; kubectl kustomize deploy/kubernetes >/dev/null; \
+	kubectl kustomize deploy/kubernetes/nats >/dev/null; \
 	else echo 'kubectl is not here: the kustomization is unchecked'; fi
 
 generate: $(DEVELOPMENT)  ## makes the stubs in generated/ from proto/
