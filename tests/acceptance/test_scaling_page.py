@@ -54,7 +54,7 @@ async def _going_on(command: str, folder: Path) -> AsyncIterator[str]:
 
 def _own_address(command: str) -> str:
     """The address on which a command of the page has its program listen."""
-    return re.findall(ADDRESS, command)[-1]
+    return str(re.findall(ADDRESS, command)[-1])
 
 
 def _is_as(expected: str, said: str) -> bool:
