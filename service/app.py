@@ -17,17 +17,16 @@ from service import dead_letter_service, event_service
 from service.access_log import AccessLog
 from service.callers import CallersFile
 from service.clock import Clock, SystemClock
+from service.courier_choice import make_courier
 from service.dead_letter_service import DeadLetterService
 from service.deliveries import Deliveries
 from service.event_service import EventService
 from service.flow import Cause, Flow, State
 from service.gate import Gate
 from service.health import Health
-from service.lanes import Lanes
 from service.mapping_source import MappingSource
 from service.outbox.base import DeadLetterFilter, Outbox
 from service.outbox.choice import OpenOutbox, check_role, open_outbox, unreachable, watch
-from service.pointillist import connect
 from service.relay import Relay
 from service.role import Role
 from service.rpc import Calls
@@ -36,7 +35,6 @@ from service.settings import Listen, Settings, TokenSource, effective
 from service.telemetry import Metrics, set_log_level, start_metrics_server
 from service.tls import TlsFiles
 from service.tracing import Tracing, start_tracing
-from service.worker_wire import SetUp
 from service.workers import Workers
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
@@ -108,7 +106,9 @@ class App:
             deliveries = Deliveries()
             outbox = await open_outbox(settings, clock, deliveries.settled)
             stack.push_async_callback(outbox.close)
-            courier = self._courier(clock, stack)
+            courier = make_courier(
+                settings, role, mapping=self._mapping.current, token=self._token.current, clock=clock, stack=stack
+            )
             flow = Flow(
                 max(1, settings.max_concurrency // settings.relay_replicas),
                 random.random,
@@ -216,37 +216,6 @@ class App:
         if tracing is not None:
             stack.push_async_callback(asyncio.to_thread, tracing.close)
         return tracing
-
-    def _courier(self, clock: Clock, stack: contextlib.AsyncExitStack) -> Lanes | Workers:
-        """Who carries events: lanes in this process, or workers in processes of their own."""
-        settings = self._settings
-        pointillist = connect(  # with workers too, so that what cannot be used is refused at the start
-            client=settings.http_client,
-            url=settings.api_url,
-            token=self._token.current,
-            timeout=settings.request_timeout,
-            max_connections=settings.max_concurrency,
-            ca_file=settings.api_ca_file,
-            proxy=settings.api_proxy,
-        )
-        stack.push_async_callback(pointillist.close)
-        if not (settings.relay_workers and self._role.relays):
-            return Lanes(mapping=self._mapping.current, pointillist=pointillist, clock=clock)
-        set_up = SetUp(
-            client=settings.http_client,
-            url=settings.api_url,
-            timeout=settings.request_timeout,
-            max_connections=settings.max_concurrency,
-            ca_file=settings.api_ca_file,
-            proxy=settings.api_proxy,
-            log_level=settings.log_level,
-            log_format=settings.log_format,
-        )
-        workers = Workers(
-            settings.relay_workers, set_up, mapping=self._mapping.current, token=self._token.current, clock=clock
-        )
-        stack.push_async_callback(workers.stop, 0.0)  # where the start fails; else they have ended by then
-        return workers
 
     async def _relay(self, relay: Relay, metrics: Metrics) -> None:
         """Relay, if it is for this server to do, until the end."""
