@@ -26,7 +26,7 @@ from service.gate import Gate
 from service.health import Health
 from service.mapping_source import MappingSource
 from service.outbox.base import DeadLetterFilter, Outbox
-from service.outbox.choice import OpenOutbox, check_role, open_outbox, unreachable, watch
+from service.outbox.choice import OpenOutbox, check_role, open_outbox
 from service.relay import Relay
 from service.role import Role
 from service.rpc import Calls
@@ -136,7 +136,7 @@ class App:
             )
             health = Health(
                 why_dead=outbox.broken,
-                why_not_ready=outbox.full if role.accepts else lambda: unreachable(outbox),
+                why_not_ready=outbox.full if role.accepts else outbox.unreachable,
                 is_getting_through=(lambda: flow.is_getting_through and courier.is_able) if role.relays else None,
                 accepts=role.accepts,
                 beat=lambda: _beat_health(outbox, metrics),
@@ -172,7 +172,7 @@ class App:
                     self._reload(flow, relay, metrics),
                     _wake_relay(relay),
                     _beat_writer(outbox, metrics),
-                    watch(outbox),
+                    outbox.watch(),
                 )
             ]
             await health.look()

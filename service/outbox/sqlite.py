@@ -210,6 +210,14 @@ class SqliteOutbox:
         """Why nothing works any more. See Outbox.broken."""
         return self._over
 
+    def unreachable(self) -> str | None:
+        """Why it cannot be relayed from; a file is there, or nothing works."""
+        return self._over
+
+    async def watch(self) -> None:
+        """Return never: nothing ends a file that was opened."""
+        await asyncio.Event().wait()
+
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
         if self._over is not None:
