@@ -327,7 +327,9 @@ async def test_an_event_on_which_the_mapping_fails_is_kept_and_tried_again(path:
 
 
 @pytest.mark.parametrize("end", [TAKEN, REFUSED], ids=["delivered", "given up"])
-async def test_the_posts_that_an_event_needed_are_counted_once_it_is_settled(path: Path, end: Answer) -> None:
+async def test_the_posts_that_an_event_needed_are_counted_once_it_is_settled(
+    relaying: Relays, path: Path, end: Answer
+) -> None:
     # given one that fails twice
     script = Script(lambda _: end if len(script.posts) > 2 else UNAVAILABLE)
     async with relaying(path, script) as running:
