@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import grpc
-import nkeys  # type: ignore[import-untyped]  # it comes without types
+import nkeys
 import pytest
 from pydantic import SecretStr
 

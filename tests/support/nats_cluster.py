@@ -77,7 +77,7 @@ async def nats_nodes(folder: Path, count: int) -> AsyncIterator[NatsNodes]:
         for number, (route, port, monitoring_port) in enumerate(ports):
             cluster = f'cluster {{ name: "cluster", listen: "127.0.0.1:{route}", routes: [{routes}] }}'
             more = f'server_name: "node-{number}"\n{cluster if count > 1 else ""}'
-            nodes.append(NatsServer(folder / f"node-{number}", more, port, monitoring_port))
+            nodes.append(NatsServer(folder / f"node-{number}", more, port=port, monitoring_port=monitoring_port))
             stack.callback(nodes[-1].stop, signal.SIGKILL)
             await asyncio.to_thread(nodes[-1].start)
         running = NatsNodes(nodes)
