@@ -28,7 +28,7 @@ test-all: check  ## checks, then runs every test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 soak: $(DEVELOPMENT)  ## kills the server 200 times under load, then replicas and a NATS cluster, and counts what was lost
-	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200)
+	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)
 	$(BIN)/python -m tests.acceptance.soak --outbox nats --kills $(or $(NATS_KILLS),100)
 
 bench: $(DEVELOPMENT)  ## measures how near the service comes to its ceilings
@@ -52,6 +52,7 @@ check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	@if command -v promtool >/dev/null; then set -x; promtool check config deploy/prometheus/prometheus.yaml; \
 	promtool test rules deploy/prometheus/alerts_test.yaml; else echo 'promtool is not here: alerts unchecked'; fi
 	@if command -v kubectl >/dev/null; then set -x; kubectl kustomize deploy/kubernetes >/dev/null; \
+	kubectl kustomize deploy/kubernetes/nats >/dev/null; \
 	else echo 'kubectl is not here: the kustomization is unchecked'; fi
 
 generate: $(DEVELOPMENT)  ## makes the stubs in generated/ from proto/

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.child import Child
 from benchmarks.figures import Sample
+from service.role import Role
 
 SETTLE_TIME = 30.0  # seconds for the last deliveries to be settled on disk
 LOOK_INTERVAL = 0.01  # seconds between two looks at whether they are
@@ -38,12 +39,13 @@ class Plan:
             yield Path(folder)
 
 
-def ours(outbox: Path, url: str, **settings: str) -> Child:
+def ours(outbox: Path | str, url: str, role: Role = Role.ALL, **settings: str) -> Child:
     """The service under test, in its default set-up but for its addresses.
 
     Args:
-        outbox: its file.
+        outbox: its file, or where NATS is.
         url: where it POSTs.
+        role: what it does.
         settings: more settings, by their names without the prefix.
     """
     given = {
@@ -51,12 +53,12 @@ def ours(outbox: Path, url: str, **settings: str) -> Child:
         "api_url": url,
         "grpc_listen": "127.0.0.1:0",
         "metrics_listen": "127.0.0.1:0",
-        "outbox_url": f"sqlite:///{outbox.absolute()}",
+        "outbox_url": f"sqlite:///{outbox.absolute()}" if isinstance(outbox, Path) else outbox,
         "log_level": "error",
         **settings,
     }
     environment = {f"POINTILLIST_{name.upper()}": value for name, value in given.items()}
-    return Child("service_child", settings=environment)
+    return Child("service_child", role, settings=environment)
 
 
 @contextlib.contextmanager

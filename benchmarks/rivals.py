@@ -1,13 +1,15 @@
-"""The gRPC servers that ours is measured beside, each a process: `python -m benchmarks.rivals empty|decode|naive`.
+"""The gRPC servers that ours is measured beside, each a process: `python -m benchmarks.rivals KIND`.
 
 empty           a Track that answers at once with nothing, on the same server with the same options: gRPC's own cost
 decode          a BatchSend that parses each request and answers: what a batch costs before anything is done
 naive URL       a Track that POSTs the event with httpx2 and then answers: what one writes in an afternoon
+publish URL     a Track and a BatchSend that publish to JetStream, many at a time, and answer after its acknowledgements
 """
 
+import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,8 +18,11 @@ from google.protobuf import json_format
 
 from benchmarks.control import until_end_of_input
 from pointillist_destination.v1 import event_service_pb2
-from service.event_service import SERVICE_NAME
+from service.batch_frame import read_batch
+from service.event_service import BATCHES_AHEAD, SERVICE_NAME
 from service.server import OPTIONS
+
+PUBLISHED = "RIVAL"  # the stream that `publish` makes, and its subject
 
 Handlers: TypeAlias = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 
@@ -65,7 +70,43 @@ def naive(url: str) -> Handlers:
     return {"Track": handler}
 
 
-def handlers_of(kind: str, arguments: list[str]) -> Handlers:
+async def publish(url: str) -> Handlers:
+    import nats  # noqa: PLC0415  the other rivals do not need it
+    from nats.js.api import RetentionPolicy  # noqa: PLC0415  as above
+
+    jetstream = (await nats.connect(url)).jetstream()
+    await jetstream.add_stream(name=PUBLISHED, subjects=[PUBLISHED], retention=RetentionPolicy.WORK_QUEUE)
+
+    async def track(request: bytes, _context: object) -> bytes:
+        await (await jetstream.publish_async(PUBLISHED, request))
+        return b""
+
+    async def store(sequence: int, events: Sequence[bytes]) -> bytes:
+        acknowledged = [await jetstream.publish_async(PUBLISHED, event) for event in events]
+        await asyncio.gather(*acknowledged)
+        return event_service_pb2.BatchSendResponse(sequence=sequence, accepted=len(events)).SerializeToString()
+
+    async def batch_send(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(BATCHES_AHEAD)
+
+        async def read() -> None:
+            async for request in requests:
+                frame = read_batch(request)
+                await answers.put(asyncio.create_task(store(frame.sequence, frame.events)))
+            await answers.put(None)
+
+        reading = asyncio.create_task(read())
+        while (answer := await answers.get()) is not None:
+            yield await answer
+        await reading
+
+    return {
+        "Track": grpc.unary_unary_rpc_method_handler(track),
+        "BatchSend": grpc.stream_stream_rpc_method_handler(batch_send),
+    }
+
+
+async def handlers_of(kind: str, arguments: list[str]) -> Handlers:
     match kind:
         case "empty":
             return empty()
@@ -73,13 +114,15 @@ def handlers_of(kind: str, arguments: list[str]) -> Handlers:
             return decode()
         case "naive":
             return naive(*arguments)
+        case "publish":
+            return await publish(*arguments)
         case _:
-            raise ValueError(f"there is no rival {kind!r}; there are empty, decode and naive")
+            raise ValueError(f"there is no rival {kind!r}; there are empty, decode, naive and publish")
 
 
 async def main(kind: str, *arguments: str) -> None:
     server = grpc.aio.server(options=OPTIONS)
-    handlers = handlers_of(kind, list(arguments))
+    handlers = await handlers_of(kind, list(arguments))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -1,4 +1,4 @@
-"""The service under test, a process of its own, as `serve` runs it: `python -m benchmarks.service_child`.
+"""The service under test, a process of its own, as `serve` runs it: `python -m benchmarks.service_child ROLE`.
 
 Its settings are those of its environment. It imports nothing that the service does not: its memory and its start are
 measured, too.
@@ -7,9 +7,11 @@ measured, too.
 import asyncio
 import json
 import os
+import sys
 
 from benchmarks.control import until_end_of_input
 from service.app import App, serve
+from service.role import Role
 from service.settings import load_settings
 from service.telemetry import configure_logging
 
@@ -31,4 +33,4 @@ def started(app: App) -> None:
 if __name__ == "__main__":
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
-    serve(settings, started)
+    serve(settings, started, role=Role(sys.argv[1]))

@@ -343,6 +343,9 @@ class JetStreamOutbox:
         events, size = self._putting
         return self._room.full(self._state.events + events, self._state.bytes + size)
 
+    def broken(self) -> None:
+        """A loop that ends, ends the server; see `watch`. What befalls NATS passes."""
+
     async def has_room(self) -> None:
         """Return once put is not refused for want of room."""
         while self.full() is not None:

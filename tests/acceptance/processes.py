@@ -23,6 +23,7 @@ TOKEN = "acceptance-token"
 START_DEADLINE = 30.0  # seconds from the start of a process to its `serving` line
 STOP_DEADLINE = 30.0  # seconds from SIGTERM to the end of a process
 LOG_LINE_MOST = 1024 * 1024  # bytes; a traceback is one line
+LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
 LOG_LINES_KEPT = 200  # of a process, for what is said when it fails
 PAGE_SIZE = 1000  # dead letters a page
 
@@ -170,6 +171,12 @@ class ServerProcess:
                 label = ",".join(sample.labels.values())
                 found[f"{name}{{{label}}}" if label else name] = sample.value
         return found
+
+    async def until_workers(self, count: int) -> None:
+        """Wait until so many relay workers are there."""
+        async with asyncio.timeout(START_DEADLINE):
+            while (await self.metrics())["relay_workers"] < count:  # noqa: ASYNC110  another process counts
+                await asyncio.sleep(LOOK_INTERVAL)
 
     async def dead_letters(self) -> list[dead_letter_service_pb2.DeadLetter]:
         """Every dead letter, page by page."""

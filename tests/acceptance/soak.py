@@ -60,11 +60,11 @@ def table(run: CrashRun | NatsCrashRun, verdict: Verdict) -> Table:
     return shown
 
 
-async def soak(outbox: str, kills: int, seed: int, folder: Path) -> int:
+async def soak(outbox: str, kills: int, workers: int, seed: int, folder: Path) -> int:
     """Run, and print the table; returns the exit code."""
     run: CrashRun | NatsCrashRun
     if outbox == "sqlite":
-        run = CrashRun(folder / "outbox.db", seed)
+        run = CrashRun(folder / "outbox.db", seed, workers=workers)
     else:
         run = NatsCrashRun(folder / "nats", seed, NODES, stop_share=STOP_SHARE)
     verdict = await run.run(kills, tell)
@@ -82,10 +82,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.acceptance.soak")
     parser.add_argument("--outbox", choices=KILLS, default="sqlite", help="where events are kept")
     parser.add_argument("--kills", type=int, help=f"how often something is killed; without it {KILLS}")
+    parser.add_argument("--workers", type=int, default=0, help="POINTILLIST_RELAY_WORKERS, for the outbox on SQLite")
     given = parser.parse_args()
     kills = KILLS[given.outbox] if given.kills is None else given.kills
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        sys.exit(asyncio.run(soak(given.outbox, kills, drawn_seed(), Path(folder))))
+        sys.exit(asyncio.run(soak(given.outbox, kills, given.workers, drawn_seed(), Path(folder))))
 
 
 if __name__ == "__main__":

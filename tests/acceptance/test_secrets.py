@@ -116,7 +116,9 @@ async def call_rightly_and_wrongly(address: str, first: int) -> list[str]:
     return said
 
 
-async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, sandbox: Sandbox) -> None:
+async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(
+    tmp_path: Path, sandbox: Sandbox, relay_workers: str
+) -> None:
     # given
     files = {name: tmp_path / name for name in ("token", "callers.toml", "mapping.toml")}
     files["token"].write_text(API_TOKEN)
@@ -132,6 +134,7 @@ async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, s
         request_timeout="1s",
         retry_max_delay="50ms",
         shutdown_grace="1s",
+        relay_workers=relay_workers,
     )
     del settings["POINTILLIST_API_TOKEN"]
     server = await ServerProcess.start(settings)
