@@ -182,7 +182,9 @@ def doctor(
     from service.doctor import Grade, examine
     from service.doctor_probe import ask
     from service.settings import load_settings
+    from service.telemetry import set_log_level
 
+    set_log_level("error")  # what it runs into is among its findings
     settings = load_settings(os.environ)
     is_wrong = False
     for finding in examine(settings, (lambda: ask(settings)) if probe else None):

@@ -1,27 +1,27 @@
 """What is wrong with a set-up, and what to do about it: the checks behind `pointillist-destination doctor`.
 
-It looks only: the outbox is opened read-only, beside a running server or without one, and Pointillist is asked
-something only with `probe`.
+It looks only: the outbox is opened read-only, or NATS is asked, beside a running server or without one, and
+Pointillist is asked something only with `probe`.
 """
 
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.doctor_finding import Finding, Grade
 from service.doctor_listen import listen_findings
+from service.doctor_nats import nats_findings
+from service.doctor_outbox import age_finding, count, dead_letters_finding
 from service.errors import PointillistDestinationError
 from service.mapping_file import load_mapping
 from service.outbox.sqlite_look import Look, look
 from service.settings import Settings
-from service.units import format_duration, format_size
+from service.units import format_size
 
 __all__ = ["Finding", "Grade", "examine"]
 
-OLD_EVENT = 3600.0  # seconds; an event that waits longer than that deserves a look
 NAME_TIMEOUT = 5.0  # seconds
 
 
@@ -37,8 +37,11 @@ def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> I
     yield _mapping(settings)
     yield _address(settings)
     yield from listen_findings(settings)
-    yield _disk(settings)
-    yield from _outbox(settings)
+    if settings.nats_servers is None:
+        yield _disk(settings)
+        yield from _outbox(settings)
+    else:
+        yield from nats_findings(settings)
     if probe is not None:
         yield probe()
 
@@ -75,7 +78,7 @@ def _address(settings: Settings) -> Finding:
     except OSError as error:
         advice = "check POINTILLIST_API_URL, the firewall and the proxy; until then everything waits in the outbox"
         return Finding("address", Grade.ERROR, f"{host}:{port} does not answer: {error}", advice)
-    return Finding("address", Grade.OK, f"{host}:{port} answers ({_count(len(addresses), 'address', 'addresses')})")
+    return Finding("address", Grade.OK, f"{host}:{port} answers ({count(len(addresses), 'address', 'addresses')})")
 
 
 def _disk(settings: Settings) -> Finding:
@@ -130,8 +133,8 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
         yield Finding("integrity", Grade.OK, "the database is sound")
     yield _backlog(found, settings)
     if found.oldest is not None:
-        yield _age(*found.oldest)
-    yield _dead_letters(found, settings.dead_letter_max_events)
+        yield age_finding(*found.oldest)
+    yield dead_letters_finding(found.dead_letters, found.reasons, settings.dead_letter_max_events)
 
 
 def _backlog(found: Look, settings: Settings) -> Finding:
@@ -141,28 +144,3 @@ def _backlog(found: Look, settings: Settings) -> Finding:
     if found.bytes >= settings.outbox_max_bytes or (most is not None and found.events >= most):
         return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
     return Finding("backlog", Grade.OK, text)
-
-
-def _age(accepted_at: int, attempts: int) -> Finding:
-    age = max(0.0, time.time() - accepted_at / 1000)
-    text = (
-        f"the oldest event waits since {format_duration(round(age))}, after {_count(attempts, 'attempt', 'attempts')}"
-    )
-    if age > OLD_EVENT:
-        advice = "is the server running? Its log says what Pointillist answers"
-        return Finding("age", Grade.WARNING, text, advice)
-    return Finding("age", Grade.OK, text)
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"
-
-
-def _dead_letters(found: Look, most: int) -> Finding:
-    if not found.dead_letters:
-        return Finding("dead letters", Grade.OK, "none")
-    text = f"{found.dead_letters}: " + ", ".join(f"{reason} ({number})" for reason, number in found.reasons)
-    advice = "see pointillist-destination dead-letters list; mend what they say, then dead-letters replay"
-    if found.dead_letters >= most:
-        return Finding("dead letters", Grade.ERROR, text, "the relay is paused until there is room: " + advice)
-    return Finding("dead letters", Grade.WARNING, text, advice)

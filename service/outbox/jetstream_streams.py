@@ -23,7 +23,8 @@ SECOND = 1_000_000_000  # nanoseconds, in which JetStream counts
 OURS = {"made-by": "pointillist-destination"}
 NOT_FOUND = 404
 MALFORMED = 400
-NO_STORAGE = frozenset({10002, 10028, 10047})  # what a stream may grow to is more than NATS has left to promise
+# NATS has less left to set aside than a stream may grow to, or fewer servers; what does not mend by itself.
+NOT_TO_BE_HAD = frozenset({10002, 10028, 10047, 10074})
 NO_PEERS = 10005  # too few servers are up to keep a stream on so many; that mends itself
 IN_USE = 10058  # somebody else made the stream meanwhile, otherwise
 
@@ -202,10 +203,11 @@ async def _make(connection: Connection, what: str, question: dict[str, Any], pla
     except ApiError as error:
         if error.number == IN_USE and (found := await _look(connection, place)) is not None:
             return found
-        if (error.code == MALFORMED and error.number != NO_PEERS) or error.number in NO_STORAGE:
+        if (error.code == MALFORMED and error.number != NO_PEERS) or error.number in NOT_TO_BE_HAD:
             raise OutboxUnusableError(
                 f"outbox: JetStream refuses {what}: {error.description} ({error.number}); check"
-                " POINTILLIST_NATS_STREAM, _NATS_REPLICAS and POINTILLIST_OUTBOX_MAX_BYTES against what NATS has"
+                " POINTILLIST_NATS_STREAM and POINTILLIST_NATS_REPLICAS, and POINTILLIST_OUTBOX_MAX_BYTES, which NATS"
+                " sets aside"
             ) from error
         raise
     return config

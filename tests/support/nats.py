@@ -20,8 +20,10 @@ class NatsServer:
     """A server that serves, or one that a test has stopped."""
 
     folder: Path
-    more: str
+    more: str = ""
     """Further lines of its configuration."""
+    jetstream: str = ""
+    """The same, of JetStream's."""
     port: int = -1
     monitoring_port: int = -1
     process: subprocess.Popen[bytes] | None = None
@@ -42,7 +44,8 @@ class NatsServer:
         configuration = self.folder / "nats.conf"
         configuration.write_text(
             f'host: 127.0.0.1\nport: {self.port}\nhttp: "127.0.0.1:{self.monitoring_port}"\n'
-            f'ports_file_dir: "{self.folder}"\njetstream {{ store_dir: "{self.folder}/store" }}\n{self.more}\n'
+            f'ports_file_dir: "{self.folder}"\n{self.more}\n'
+            f'jetstream {{ store_dir: "{self.folder}/store", {self.jetstream} }}\n'
         )
         for old in self.folder.glob("*.ports"):
             old.unlink()
@@ -64,9 +67,9 @@ class NatsServer:
 
 
 @contextmanager
-def nats_running(folder: Path, more: str = "") -> Iterator[NatsServer]:
+def nats_running(folder: Path, more: str = "", jetstream: str = "") -> Iterator[NatsServer]:
     """Have a server run."""
-    server = NatsServer(folder, more)
+    server = NatsServer(folder, more, jetstream)
     try:
         server.start()
         yield server

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from pointillist_destination.v1 import event_service_pb2_grpc
 from service.app import App
+from service.role import Role
 from service.sandbox import Sandbox
 from service.settings import load_settings
 from tests.support.waiting import DEADLINE
@@ -75,7 +76,7 @@ async def until_health(channel: grpc.aio.Channel, name: str, status: int) -> Non
 
 @asynccontextmanager
 async def serving(
-    folder: Path, environ: Mapping[str, str] | None = None, sandbox: Sandbox | None = None
+    folder: Path, environ: Mapping[str, str] | None = None, sandbox: Sandbox | None = None, role: Role = Role.ALL
 ) -> AsyncIterator[Serving]:
     """Run a server on a free port, with its outbox in `folder`.
 
@@ -83,6 +84,7 @@ async def serving(
         folder: where the outbox is.
         environ: settings beyond those that every test needs.
         sandbox: one that is ready but not started.
+        role: what the server does.
     """
     sandbox = sandbox or Sandbox(api_token=TOKEN)
     await sandbox.start("127.0.0.1", 0)
@@ -95,7 +97,7 @@ async def serving(
         "POINTILLIST_DISK_FREE_FLOOR": "0",
         "POINTILLIST_SHUTDOWN_GRACE": "2s",
     }
-    app = App(load_settings(given | dict(environ or {})))
+    app = App(load_settings(given | dict(environ or {})), role)
     started = asyncio.Event()
     task = asyncio.create_task(app.run(lambda _: started.set()))
     waiting = asyncio.create_task(started.wait())
