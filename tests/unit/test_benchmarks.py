@@ -16,7 +16,7 @@ from benchmarks.picture import draw
 from benchmarks.rows_in import poisson
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 
-QUICK = ("mapping", "stages", "drain")
+QUICK = ("mapping", "stages", "drain", "nats_stream")
 """Rows that start few processes."""
 
 
