@@ -27,8 +27,9 @@ test: check  ## checks, then runs the tests that are not marked as long
 test-all: check  ## checks, then runs every test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-soak: $(DEVELOPMENT)  ## kills the server 200 times under load, and counts what was lost
-	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200)
+soak: $(DEVELOPMENT)  ## kills the server 200 times under load, then replicas and a NATS cluster, and counts what was lost
+	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)
+	$(BIN)/python -m tests.acceptance.soak --outbox nats --kills $(or $(NATS_KILLS),100)
 
 bench: $(DEVELOPMENT)  ## measures how near the service comes to its ceilings
 	$(BIN)/python -m benchmarks $(ROWS)

@@ -25,17 +25,20 @@ from benchmarks import h2load
 from benchmarks.figures import Figure, table
 from benchmarks.picture import draw
 from benchmarks.plan import Plan
-from benchmarks.rows_disk import backlog, window
+from benchmarks.rows_disk import backlog, growth, window
+from benchmarks.rows_everything import ROW as EVERYTHING
+from benchmarks.rows_everything import everything
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
 from benchmarks.rows_nats import nats_batch, nats_drain, nats_stream, nats_sync, nats_unary
-from benchmarks.rows_out import cpu, drain, latency, whole
+from benchmarks.rows_out import cpu, drain, latency, whole, workers
 from benchmarks.stages import ROW as STAGES
 from benchmarks.stages import stages
 
 ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "unary": unary,
     "batch": batch,
+    EVERYTHING: everything,
     "drain": drain,
     "whole": whole,
     "cpu": cpu,
@@ -48,10 +51,12 @@ ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "nats_stream": nats_stream,
     "mapping": mapping,
     STAGES: stages,
+    "workers": workers,
     "backlog": backlog,
+    "growth": growth,
     "window": window,
 }
-ON_REQUEST = {"backlog", "window"}  # minutes and gigabytes
+ON_REQUEST = {"backlog", "growth", "window"}  # minutes and gigabytes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -101,8 +101,11 @@ class Child:
     # -- what the operating system counts
 
     def cpu(self) -> float:
-        """Seconds of CPU, user and system, of all its threads so far."""
-        return process_cpu(self._process.pid)
+        """Seconds of CPU, user and system, of all its threads and of the processes that it has started, so far."""
+        pid = self._process.pid
+        tasks = Path(f"/proc/{pid}/task").iterdir() if Path(f"/proc/{pid}").exists() else ()
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        return sum(process_cpu(process) for process in (pid, *children))
 
     def memory(self) -> float:
         """Resident memory now, in MiB."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.events import framed_track_request
-from benchmarks.load import TRACK
+from benchmarks.load import TRACK, Access
 
 CONNECTIONS = 4
 RUN_TIME = 180.0  # seconds that one run may take
@@ -41,10 +41,13 @@ def is_there() -> bool:
     return shutil.which("h2load") is not None
 
 
-def flat_out(port: int, count: int, callers: int) -> Load:
-    """Make `count` calls of Track, `callers` at a time."""
+def flat_out(port: int, count: int, callers: int, access: Access | None = None) -> Load:
+    """Make `count` calls of Track, `callers` at a time; with `access` over TLS, but h2load trusts any certificate."""
     connections = min(CONNECTIONS, callers)
-    return _run(port, [["-n", str(count), "-c", str(connections), "-m", str(callers // connections), _address(port)]])
+    options = ["-n", str(count), "-c", str(connections), "-m", str(callers // connections)]
+    if access is None:
+        return _run(port, [[*options, _address(port)]])
+    return _run(port, [[*options, "-H", f"authorization: Bearer {access.token}", _address(port, "https")]])
 
 
 def paced(port: int, at: Sequence[float]) -> Load:
@@ -64,8 +67,8 @@ def paced(port: int, at: Sequence[float]) -> Load:
         return _run(port, runs)
 
 
-def _address(port: int) -> str:
-    return f"http://127.0.0.1:{port}{TRACK}"
+def _address(port: int, scheme: str = "http") -> str:
+    return f"{scheme}://127.0.0.1:{port}{TRACK}"
 
 
 def _run(port: int, runs: Sequence[Sequence[str]]) -> Load:

@@ -4,6 +4,7 @@
     {"do": "stream", "port", "run", "batches", "size", "ahead"}     flat out, `ahead` batches unanswered at a time
     {"do": "paced", "port", "run", "at": [seconds]}         one call at each of these times after the start
 
+Each may have an "access": [the file of the authority that signed the server's certificate, the caller's token].
 Each is answered with {"started": monotonic time, "seconds": float, "latencies": [seconds]}; "paced" also with
 {"sent": {message_id: monotonic time}}. A call that fails ends the process: a figure with failures in it is none.
 The bytes are made before the clock starts.
@@ -13,7 +14,8 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import uvloop
@@ -32,7 +34,15 @@ OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 CALL_TIME = 60.0  # seconds after which a call fails
 
 
-async def unary(channel: grpc.aio.Channel, run: str, count: int, callers: int) -> dict[str, Any]:
+class Access(NamedTuple):
+    """What a caller needs where a server speaks TLS and asks for a token."""
+
+    authority: str
+    """A PEM file."""
+    token: str
+
+
+async def unary(channel: grpc.aio.Channel, run: str, count: int, callers: int, access: Access | None) -> dict[str, Any]:
     call: Unary = channel.unary_unary(TRACK)
     requests = iter([request for _, request in track_requests(run, count)])
     latencies: list[float] = []
@@ -40,7 +50,7 @@ async def unary(channel: grpc.aio.Channel, run: str, count: int, callers: int) -
     async def caller() -> None:
         for request in requests:
             sent_at = time.monotonic()
-            await call(request, timeout=CALL_TIME)
+            await call(request, timeout=CALL_TIME, metadata=metadata_of(access))
             latencies.append(time.monotonic() - sent_at)
 
     started = time.monotonic()
@@ -48,10 +58,12 @@ async def unary(channel: grpc.aio.Channel, run: str, count: int, callers: int) -
     return {"started": started, "seconds": time.monotonic() - started, "latencies": latencies}
 
 
-async def stream(channel: grpc.aio.Channel, run: str, count: int, size: int, ahead: int) -> dict[str, Any]:
+async def stream(
+    channel: grpc.aio.Channel, run: str, count: int, *, size: int, ahead: int, access: Access | None
+) -> dict[str, Any]:
     requests = list(batches(run, count, size))
     method: Stream = channel.stream_stream(BATCH_SEND)
-    call = method(timeout=CALL_TIME)
+    call = method(timeout=CALL_TIME, metadata=metadata_of(access))
     room = asyncio.Semaphore(ahead)
     sent_at: list[float] = []
     latencies: list[float] = []
@@ -99,16 +111,31 @@ async def paced(channel: grpc.aio.Channel, run: str, at: Sequence[float]) -> dic
     return {"started": started, "seconds": time.monotonic() - started, "latencies": latencies, "sent": sent}
 
 
+def metadata_of(access: Access | None) -> tuple[tuple[str, str], ...]:
+    return () if access is None else (("authorization", f"Bearer {access.token}"),)
+
+
+def channel_to(port: int, access: Access | None) -> grpc.aio.Channel:
+    address = f"127.0.0.1:{port}"
+    if access is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    credentials = grpc.ssl_channel_credentials(Path(access.authority).read_bytes())
+    return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+
+
 async def handle(command: dict[str, Any]) -> dict[str, Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{command['port']}", options=OPTIONS) as channel:
+    access = Access(*command["access"]) if command.get("access") else None
+    async with channel_to(command["port"], access) as channel:
         await channel.channel_ready()
+        run = command["run"]
         match command["do"]:
             case "unary":
-                return await unary(channel, command["run"], command["count"], command["callers"])
+                return await unary(channel, run, command["count"], command["callers"], access)
             case "stream":
-                return await stream(channel, command["run"], command["batches"], command["size"], command["ahead"])
+                size, ahead = command["size"], command["ahead"]
+                return await stream(channel, run, command["batches"], size=size, ahead=ahead, access=access)
             case "paced":
-                return await paced(channel, command["run"], command["at"])
+                return await paced(channel, run, command["at"])
             case other:
                 raise ValueError(f"the load generator knows no command {other!r}")
 

@@ -9,8 +9,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.child import Child
 from benchmarks.figures import Figure, Sample
-from benchmarks.plan import Plan, nobody, ours, url_of
-from benchmarks.rows_in import stream, streamed
+from benchmarks.plan import Plan, measured, nobody, ours, url_of
+from benchmarks.rows_in import BATCH_SIZE, stream, streamed
 from benchmarks.rows_out import fill
 from service.outbox.sqlite_open import open_database
 
@@ -84,6 +84,48 @@ def window(plan: Plan) -> list[Figure]:
                 Figure("window", f"file with {size:,} ids", "MiB", disk[:1], disk[1:], "empty window", "", "difference")
             )
     return figures
+
+
+def growth(plan: Plan) -> list[Figure]:
+    """CPU an event, in and out, as the backlog grows, with a duplicate window that forgets an id for each new one."""
+    sizes = [
+        plan.count(size, short) for size, short in ((1_000, 10), (100_000, 100), (1_000_000, 200), (3_000_000, 400))
+    ]
+    ids, batches = plan.count(1_000_000, 1_000), plan.count(200, 1)
+    events = batches * BATCH_SIZE
+    ways: dict[str, dict[int, list[Sample]]] = {"in": {}, "out": {}}
+    with plan.new_folder() as folder, nobody() as url, Child("sink") as sink, Child("load") as load:
+        outbox = folder / "outbox.db"
+        fill_window(outbox, ids)
+        waiting = 0
+        for size in sizes:
+            fill(outbox, size - waiting, window_ids=ids)
+            for index in range(plan.rounds):
+                run = f"{size}-{index}-"
+                with ours(outbox, url, duplicate_ids=str(ids)) as server:
+                    stream(load, server, f"w{run}", 1)
+                    taken = streamed(load, server, run, batches)
+                sink.ask(do="reset", gate="closed", keys=False)
+                with ours(outbox, url_of(sink), duplicate_ids=str(ids), max_concurrency="64") as server:
+                    sink.ask(do="wait", count=1)
+                    sent = measured(server, events, lambda: _drained_until(sink, events))
+                ways["in"].setdefault(size, []).append(Sample(taken.cpu or 0.0))
+                ways["out"].setdefault(size, []).append(Sample(sent.cpu or 0.0))
+            waiting = size + plan.rounds * BATCH_SIZE  # the warm-up of each round stays, and a few of the rest
+    least = sizes[0]
+    return [
+        Figure(
+            "growth", f"CPU an event {way}, {size:,} waiting", "µs", at[size], at[least], f"{least:,}", "0.8 to 1.25x"
+        )
+        for way, at in ways.items()
+        for size in sizes[1:]
+    ]
+
+
+def _drained_until(sink: Child, count: int) -> float:
+    """Open the sink's gate until so many events have come; returns the seconds that took."""
+    opened = sink.ask(do="open")["at"]
+    return float(sink.ask(do="wait", count=count)["last"] - opened)
 
 
 def fill_window(path: Path, count: int) -> None:

@@ -10,6 +10,7 @@ from benchmarks import h2load
 from benchmarks.child import Child
 from benchmarks.figures import Figure, Sample, percentile
 from benchmarks.h2load import Load
+from benchmarks.load import Access
 from benchmarks.plan import Plan, check_accepted, measured, nobody, ours
 
 CALLERS = 64
@@ -31,12 +32,12 @@ class UnaryLoad:
         if self._client is not None:
             self._client.stop()
 
-    def flat_out(self, server: Child, count: int) -> Load:
+    def flat_out(self, server: Child, count: int, access: Access | None = None) -> Load:
         """Make so many calls, 64 at a time."""
         port = server.ready["port"]
         if self._client is None:
-            return h2load.flat_out(port, count, CALLERS)
-        answer = self._client.ask(do="unary", port=port, run=self._run(), count=count, callers=CALLERS)
+            return h2load.flat_out(port, count, CALLERS, access)
+        answer = self._client.ask(do="unary", port=port, run=self._run(), count=count, callers=CALLERS, access=access)
         return Load(answer["seconds"], tuple(answer["latencies"]))
 
     def paced(self, server: Child, at: Sequence[float]) -> Load:
@@ -88,16 +89,18 @@ def batch(plan: Plan) -> list[Figure]:
     return [Figure("batch", f"BatchSend, {BATCH_SIZE} a message", "events/s", mine, theirs, "parses only", target)]
 
 
-def stream(load: Child, server: Child, run: str, count: int) -> float:
+def stream(load: Child, server: Child, run: str, count: int, access: Access | None = None) -> float:
     """Send so many batches on one stream; returns the seconds until the last answer."""
     port = server.ready["port"]
-    answer = load.ask(do="stream", port=port, run=run, batches=count, size=BATCH_SIZE, ahead=BATCHES_AHEAD)
+    answer = load.ask(
+        do="stream", port=port, run=run, batches=count, size=BATCH_SIZE, ahead=BATCHES_AHEAD, access=access
+    )
     return float(answer["seconds"])
 
 
-def streamed(load: Child, server: Child, run: str, count: int) -> Sample:
+def streamed(load: Child, server: Child, run: str, count: int, access: Access | None = None) -> Sample:
     """Measure what `stream` does."""
-    return measured(server, count * BATCH_SIZE, lambda: stream(load, server, run, count))
+    return measured(server, count * BATCH_SIZE, lambda: stream(load, server, run, count, access))
 
 
 def ok_latency(plan: Plan) -> list[Figure]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,18 +19,19 @@ from service.outbox.sqlite import SqliteOutbox
 
 LANES = 64  # POSTs in flight: the most for ours, which finds its number by itself, and always for the bare loop
 LATENCY_RATE = 100.0  # events a second; otherwise all is idle
+REST_TIME = 2.0  # seconds for relay workers to start
 FILL_SIZE = 5_000  # events put at once when an outbox is filled
 
 
-def fill(path: Path, count: int) -> None:
-    """Make an outbox in which so many events wait."""
+def fill(path: Path, count: int, *, window_ids: int = 10_000_000) -> None:
+    """Make an outbox in which so many events wait, or so many more."""
 
     async def put_all() -> None:
         clock = SystemClock()
         outbox = SqliteOutbox(
-            path, clock=clock, window=86_400.0, window_ids=10_000_000, retry_max_delay=300.0, bounds=Bounds()
+            path, clock=clock, window=86_400.0, window_ids=window_ids, retry_max_delay=300.0, bounds=Bounds()
         )
-        templates, ids, now = event_templates(), message_ids("waiting-"), round(clock.wall() * 1000)
+        templates, ids, now = event_templates(), message_ids(f"{time.time_ns():x}-"), round(clock.wall() * 1000)
         try:
             for start in range(0, count, FILL_SIZE):
                 chosen = [next(ids) for _ in range(min(FILL_SIZE, count - start))]
@@ -61,6 +63,30 @@ def drain(plan: Plan) -> list[Figure]:
                 mine.append(measured(server, count, lambda: drained(sink, outbox, count)))  # noqa: B023  it is called at once
             theirs.append(bare_posts(bare, sink, f"{index}-", count))
     return [Figure("drain", f"{count:,} waiting", "events/s", mine, theirs, "bare pyreqwest", ">= 0.65x")]
+
+
+def workers(plan: Plan) -> list[Figure]:
+    """The same drain with two relay workers, beside none."""
+    count = plan.count(50_000, 200)
+    samples: dict[str, list[Sample]] = {"2": [], "0": []}
+    with plan.new_folder() as folder, Child("sink") as sink:
+        full = folder / "full.db"
+        fill(full, count)
+        for index in range(plan.rounds):
+            for number, taken in samples.items():
+                outbox = folder / f"{index}-{number}.db"
+                copy(full, outbox)
+                sink.ask(do="reset", gate="closed", keys=False)
+                with ours(outbox, url_of(sink), relay_workers=number) as server:
+                    sink.ask(do="wait", count=1)  # a worker is up, and held by the gate
+                    time.sleep(0.1 if plan.is_short else REST_TIME)  # so that the other one's start is not counted
+                    taken.append(measured(server, count, lambda: drained(sink, outbox, count)))  # noqa: B023
+                outbox.unlink()
+    two, none = samples["2"], samples["0"]
+    return [
+        Figure("workers", f"{count:,} waiting, 2 relay workers", "events/s", two, none, "none"),
+        Figure("workers", "CPU an event", "µs", _cpu(two), _cpu(none), "none", "<= 1.25x"),
+    ]
 
 
 def copy(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from service import dead_letter_service, event_service
 from service.access_log import AccessLog
 from service.callers import CallersFile
 from service.clock import Clock, SystemClock
+from service.courier_choice import make_courier
 from service.dead_letter_service import DeadLetterService
 from service.deliveries import Deliveries
 from service.event_service import EventService
@@ -25,8 +26,7 @@ from service.gate import Gate
 from service.health import Health
 from service.mapping_source import MappingSource
 from service.outbox.base import DeadLetterFilter, Outbox
-from service.outbox.choice import OpenOutbox, check_role, open_outbox, unreachable, watch
-from service.pointillist import connect
+from service.outbox.choice import OpenOutbox, check_role, open_outbox
 from service.relay import Relay
 from service.role import Role
 from service.rpc import Calls
@@ -34,7 +34,8 @@ from service.server import exposure, is_loopback, listen, make_health_server, ma
 from service.settings import Listen, Settings, TokenSource, effective
 from service.telemetry import Metrics, set_log_level, start_metrics_server
 from service.tls import TlsFiles
-from service.tracing import start_tracing
+from service.tracing import Tracing, start_tracing
+from service.workers import Workers
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
 BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do
@@ -101,19 +102,13 @@ class App:
         """
         settings, role, clock, metrics = self._settings, self._role, SystemClock(), Metrics()
         async with contextlib.AsyncExitStack() as stack:
+            tracing = self._tracing(stack)
             deliveries = Deliveries()
             outbox = await open_outbox(settings, clock, deliveries.settled)
             stack.push_async_callback(outbox.close)
-            pointillist = connect(
-                client=settings.http_client,
-                url=settings.api_url,
-                token=self._token.current,
-                timeout=settings.request_timeout,
-                max_connections=settings.max_concurrency,
-                ca_file=settings.api_ca_file,
-                proxy=settings.api_proxy,
+            courier = make_courier(
+                settings, role, mapping=self._mapping.current, token=self._token.current, clock=clock, stack=stack
             )
-            stack.push_async_callback(pointillist.close)
             flow = Flow(
                 max(1, settings.max_concurrency // settings.relay_replicas),
                 random.random,
@@ -121,8 +116,7 @@ class App:
             )
             relay = Relay(
                 outbox=outbox,
-                mapping=self._mapping.current,
-                pointillist=pointillist,
+                courier=courier,
                 flow=flow,
                 deliveries=deliveries,
                 metrics=metrics,
@@ -131,20 +125,23 @@ class App:
                 max_age=settings.max_age,
                 retry_max_delay=settings.retry_max_delay,
                 dead_letters_most=settings.dead_letter_max_events,
+                tracing=tracing,
             )
             _observe(metrics, outbox, relay, flow, clock)
+            if isinstance(courier, Workers):
+                metrics.relay_workers.set_function(lambda: courier.alive)
+                metrics.relay_worker_restarts.set_function(lambda: courier.restarts)
             service = EventService(
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(
-                why_not_ready=outbox.full if role.accepts else lambda: unreachable(outbox),
-                is_getting_through=(lambda: flow.is_getting_through) if role.relays else None,
+                why_dead=outbox.broken,
+                why_not_ready=outbox.full if role.accepts else outbox.unreachable,
+                is_getting_through=(lambda: flow.is_getting_through and courier.is_able) if role.relays else None,
                 accepts=role.accepts,
                 beat=lambda: _beat_health(outbox, metrics),
             )
-            calls = self._calls(clock, metrics)
-            if calls.tracing is not None:
-                stack.push_async_callback(asyncio.to_thread, calls.tracing.close)
+            calls = self._calls(clock, metrics, tracing)
             dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
             server = make_server(
                 [
@@ -175,7 +172,7 @@ class App:
                     self._reload(flow, relay, metrics),
                     _wake_relay(relay),
                     _beat_writer(outbox, metrics),
-                    watch(outbox),
+                    outbox.watch(),
                 )
             ]
             await health.look()
@@ -200,7 +197,7 @@ class App:
                     await task
         log.info("stopped", waiting=outbox.stats().events, dead_letters=outbox.stats().dead_letters)
 
-    def _calls(self, clock: Clock, metrics: Metrics) -> Calls:
+    def _calls(self, clock: Clock, metrics: Metrics, tracing: Tracing | None) -> Calls:
         """What every call passes: who may call, and what is counted, logged and traced of it."""
         gate: Gate | None = None
         if self._callers is not None:
@@ -210,8 +207,15 @@ class App:
             gate=gate,
             metrics=metrics.rpc,
             access_log=AccessLog(clock.steady),
-            tracing=start_tracing(os.environ),
+            tracing=tracing,
         )
+
+    def _tracing(self, stack: contextlib.AsyncExitStack) -> Tracing | None:
+        """What makes spans; it is closed last, as a collector that is gone may hold it up for a while."""
+        tracing = start_tracing(os.environ, self._settings.api_url)
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
 
     async def _relay(self, relay: Relay, metrics: Metrics) -> None:
         """Relay, if it is for this server to do, until the end."""

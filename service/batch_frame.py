@@ -1,12 +1,12 @@
-"""BatchSendRequest, read so that one event that does not parse spoils nothing but itself.
+"""BatchSendRequest with its events left as bytes, read so that one that does not parse spoils nothing but itself.
 
 On the wire a message and a bytes field look the same. So this message, which is not part of the contract, reads a
 BatchSendRequest with its events left as bytes, which are then parsed one by one and stored as they came: a bad one is
-refused alone, and none is serialised again.
+refused alone, and none is serialised again. Whoever sends many events writes with it what is serialised already.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
@@ -19,7 +19,7 @@ class BatchFrame(Protocol):
     events: Sequence[bytes]
 
 
-def _message_class() -> type:
+def _message_class() -> Any:
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="batch_frame.proto", syntax="proto3")
     message = file.message_type.add(name="BatchFrame")
@@ -39,7 +39,12 @@ def read_batch(request: bytes) -> BatchFrame:
     Raises:
         google.protobuf.message.DecodeError: the bytes are not a BatchSendRequest.
     """
-    return cast("BatchFrame", _BatchFrame.FromString(request))  # type: ignore[attr-defined]
+    return cast("BatchFrame", _BatchFrame.FromString(request))
+
+
+def write_batch(sequence: int, events: Sequence[bytes]) -> bytes:
+    """Write a request of events that are serialised already."""
+    return cast("bytes", _BatchFrame(sequence=sequence, events=events).SerializeToString())
 
 
 def count_events(request: bytes) -> int:

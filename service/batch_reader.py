@@ -5,52 +5,43 @@ it ends, as somebody who presses Ctrl-C does not want to either.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from pointillist_destination.v1 import event_service_pb2
+from service.batch_frame import write_batch
 from service.message_id import derived_message_id
-from service.segment_file import Imported, Refused, SegmentFile
+from service.rejection import Rejection
+from service.segment_file import Imported, Refused, SegmentFile, Source
+
+Reject: TypeAlias = Callable[[Source, Rejection], None]
+"""Told of each message that is not taken."""
 
 BATCHES_AHEAD = 2  # read and not asked for yet
 BATCH_BYTES_MOST = 2 * 1024 * 1024  # bytes of one request; the server takes twice as many
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One message that was not taken, by this side or by the server."""
-
-    place: str
-    """Where it stands in the file, such as `line 12`."""
-
-    message_id: str
-    """Its message_id; empty where it was refused before it had one."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        """Write it on one line."""
-        return f"{self.place}: {self.message_id}: {self.reason}" if self.message_id else f"{self.place}: {self.reason}"
+BATCH_LINES_MOST = 4 * 1024 * 1024  # bytes of the lines that are kept until they are answered, in case of a refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One request, ready to be sent, and sent again."""
 
-    request: event_service_pb2.BatchSendRequest
+    sequence: int
 
-    places: list[str]
-    """Where each event stands in the file."""
+    request: bytes
+    """A BatchSendRequest, serialised."""
 
-    end: int
-    """How many bytes of the file were read when it was full."""
+    sources: list[Source]
+    """Where in the file each event comes from."""
 
 
 class BatchReader:
     """Gives batches as they are asked for; it reads no more than a little ahead."""
 
-    def __init__(self, file: SegmentFile, batch_size: int, reject: Callable[[Rejection], None]) -> None:
+    def __init__(self, file: SegmentFile, batch_size: int, reject: Reject) -> None:
         """Begin to read; to be called where an event loop runs.
 
         Args:
@@ -81,39 +72,52 @@ class BatchReader:
         return None
 
     def _run(self) -> None:
-        try:
-            for batch in self._batches:
-                self._put(batch)
-            self._put(None)
-        except RuntimeError:  # the loop has ended before the file has
-            return
-        except Exception as error:  # noqa: BLE001  it is raised where the batch is asked for
-            self._put(error)
+        with contextlib.suppress(_NobodyAsksError):
+            try:
+                for batch in self._batches:
+                    self._put(batch)
+                self._put(None)
+            except _NobodyAsksError:
+                raise
+            except Exception as error:  # noqa: BLE001  it is raised where the batch is asked for
+                self._put(error)
 
     def _put(self, item: Batch | Exception | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._queue.put(item), self._loop).result()
+        putting = self._queue.put(item)
+        try:
+            asyncio.run_coroutine_threadsafe(putting, self._loop).result()
+        except (RuntimeError, concurrent.futures.CancelledError) as error:
+            putting.close()
+            raise _NobodyAsksError from error
 
 
-def _batches(file: SegmentFile, batch_size: int, reject: Callable[[Rejection], None]) -> Iterator[Batch]:
+class _NobodyAsksError(Exception):
+    """The event loop has ended before the file has."""
+
+
+def _batches(file: SegmentFile, batch_size: int, reject: Reject) -> Iterator[Batch]:
     """Put a file's messages into batches as they are asked for; what is refused is told at once."""
-    sequence = size = 0
-    request, places = event_service_pb2.BatchSendRequest(sequence=sequence), list[str]()
+    sequence = size = lines = 0
+    events, sources = list[bytes](), list[Source]()
     for message in file:
-        if isinstance(message.result, Refused):
-            reason = "; ".join(str(error) for error in message.result.errors)
-            reject(Rejection(message.place, "", reason))
-        if not isinstance(message.result, Imported):
+        source, result = message.source, message.result
+        if isinstance(result, Refused):
+            reject(source, Rejection.of_reader(source.place, result))
+        if not isinstance(result, Imported):
             continue
-        event = message.result.event
+        event = result.event
         body = event.track if event.HasField("track") else event.identify
         if not body.message_id:
-            body.message_id = derived_message_id(message.place, event.SerializeToString(deterministic=True))
-        size += event.ByteSize()
-        request.events.append(event)
-        places.append(message.place)
-        if len(places) >= batch_size or size >= BATCH_BYTES_MOST:
-            yield Batch(request, places, file.position)
-            sequence, size = sequence + 1, 0
-            request, places = event_service_pb2.BatchSendRequest(sequence=sequence), []
-    if places:
-        yield Batch(request, places, file.position)
+            body.message_id = derived_message_id(source.place, event.SerializeToString(deterministic=True))
+        # Once and for all: an event that is copied into a request, measured and serialised there costs twice as much.
+        events.append(event.SerializeToString())
+        size += len(events[-1])
+        if not sources or sources[-1].line != source.line:  # the messages of one batch body share its line
+            lines += len(source.text)
+        sources.append(source)
+        if len(events) >= batch_size or size >= BATCH_BYTES_MOST or lines >= BATCH_LINES_MOST:
+            yield Batch(sequence, write_batch(sequence, events), sources)
+            sequence, size, lines = sequence + 1, 0, 0
+            events, sources = [], []
+    if events:
+        yield Batch(sequence, write_batch(sequence, events), sources)

@@ -8,6 +8,7 @@ What a command needs is imported when it runs, so that `--help` and a mistyped o
 import asyncio
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -136,7 +137,7 @@ def map_(
 
 
 @commands.command()
-def send(
+def send(  # noqa: PLR0917  typer takes options by name
     file: _File,
     target: Annotated[
         str | None,
@@ -147,21 +148,26 @@ def send(
         Path | None, typer.Option(metavar="FILE", help="Authorities to trust: the server has TLS.")
     ] = None,
     token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the caller's token.")] = None,
+    refused: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Gets what is refused, a JSON object a line: line, reasons, text. New, or empty."
+        ),
+    ] = None,
 ) -> None:
     """Send a file to a server over gRPC.
 
-    The exit code is 1 where a message was refused or rejected.
+    It may be stopped and run again: what was accepted before is a duplicate then, and not sent twice. The exit code is
+    1 where a message was refused or rejected.
     """
+    from service.refused_file import RefusedFile
     from service.segment_file import SegmentFile
-    from service.sending_report import report, send_and_show
+    from service.sending_report import send_and_report
     from service.target import find_target
 
     server = find_target(target, ca_file, token_file)
-    with SegmentFile(file) as messages:
-        summary = asyncio.run(send_and_show(messages, server, batch_size))
-        if (ignored := messages.ignored_line) is not None:
-            say(ignored)
-    show(*report(summary, messages.skipped))
+    with SegmentFile(file) as messages, RefusedFile(refused) if refused else nullcontext() as file_of_refused:
+        summary = send_and_report(messages, server, batch_size, file_of_refused)
     if summary.rejected:
         raise typer.Exit(NOT_EVERYTHING)
 

@@ -29,7 +29,7 @@ class SendingError(PointillistDestinationError):
 
 
 class OutputError(PointillistDestinationError):
-    """Standard output cannot be written."""
+    """Standard output, or a file that a command was told to write, cannot be written."""
 
 
 _COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError, OutputError)

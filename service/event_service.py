@@ -28,6 +28,7 @@ from service.message_id import new_message_id
 from service.outbox.base import Entry, Outbox
 from service.rpc import END_OF_STREAM, Calls, Context, Stream, parse, stream, unary
 from service.telemetry import Metrics
+from service.tracing import CALL
 from service.validation import Violation, violations
 
 SERVICE_NAME = "pointillist_destination.v1.EventService"
@@ -129,10 +130,10 @@ class EventService:
             receipt.outcome = event_service_pb2.OUTCOME_VALIDATED
         elif options.wait_for_delivery:
             receipt.outcome = await self._deliver(
-                Entry(message.message_id, payload, accepted_at, is_awaited=True), context
+                Entry(message.message_id, payload, accepted_at, CALL.get(), is_awaited=True), context
             )
         else:
-            receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at))
+            receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at, CALL.get()))
         return receipt
 
     async def _accept(self, entry: Entry) -> event_service_pb2.Outcome.ValueType:
@@ -231,11 +232,11 @@ class EventService:
             raise faults.invalid([Violation("events", too_many)])
         response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
         entries: list[Entry] = []
-        accepted_at = self._now()
+        accepted_at, traceparent = self._now(), CALL.get()
         size = 0
         for index, payload in enumerate(frame.events):
             try:
-                entry = _entry(payload, accepted_at)
+                entry = _entry(payload, accepted_at, traceparent)
             except _RejectedError as rejected:
                 rejection = rejected.rejection(index, is_short=size >= REJECTIONS_MOST)
                 size += rejection.ByteSize()
@@ -334,7 +335,7 @@ class _RejectedError(Exception):
         return event_service_pb2.Rejection(index=index, message_id=message_id, status=status)
 
 
-def _entry(payload: bytes, accepted_at: int) -> Entry | None:
+def _entry(payload: bytes, accepted_at: int, traceparent: str) -> Entry | None:
     """An event of a batch as it goes into the outbox; None where the integrations object keeps it from Pointillist.
 
     Raises:
@@ -360,7 +361,7 @@ def _entry(payload: bytes, accepted_at: int) -> Entry | None:
     if not message_id:
         message_id = message.message_id = new_message_id()
         payload = event.SerializeToString()
-    return Entry(message_id, payload, accepted_at)
+    return Entry(message_id, payload, accepted_at, traceparent)
 
 
 def serialise(message: Message) -> bytes:

@@ -1,7 +1,7 @@
 """gRPC health: four names, each with a truth of its own.
 
     "" and EventService   SERVING while new events can be accepted
-    liveness              SERVING while the process works
+    liveness              SERVING while the process works; once it does not, only a restart mends it
     delivery              SERVING while the relay is getting through to Pointillist
 
 An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
@@ -33,6 +33,7 @@ class Health:
     def __init__(
         self,
         *,
+        why_dead: Callable[[], str | None],
         why_not_ready: Callable[[], str | None],
         is_getting_through: Callable[[], bool] | None,
         accepts: bool = True,
@@ -41,12 +42,14 @@ class Health:
         """Make it; until `run`, it knows no name.
 
         Args:
+            why_dead: why the process has to be started anew, in words; None while it works.
             why_not_ready: why the server cannot do its part, in words; None while it can. That is to accept events
                 or, where it accepts none, to reach the outbox.
             is_getting_through: whether the relay is getting through to Pointillist; None where there is none.
             accepts: whether it takes events in.
             beat: called at each look, to show that they go on.
         """
+        self._why_dead = why_dead
         self._why_not_ready = why_not_ready
         self._is_getting_through = is_getting_through
         self._readiness = ("", SERVICE_NAME) if accepts else ("",)
@@ -61,7 +64,6 @@ class Health:
 
     async def run(self) -> None:
         """Keep the names true until cancelled."""
-        await self._show(LIVENESS, serving=True)
         while True:
             await self.look()
             self._beat()
@@ -69,6 +71,8 @@ class Health:
 
     async def look(self) -> None:
         """Make the names true now."""
+        why_dead = self._why_dead()
+        await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
         why_not = "the server is shutting down" if self._draining else self._why_not_ready()
         for name in self._readiness:
             await self._show(name, serving=why_not is None, why=why_not or "")

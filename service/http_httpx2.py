@@ -20,7 +20,7 @@ from service.http_wire import (
     KEPT,
     SUCCESS,
     USER_AGENT,
-    Within,
+    Allowance,
     body_start,
     failed,
     idempotency_key,
@@ -47,6 +47,7 @@ class Httpx2Pointillist:
     ) -> None:
         self._url = httpx2.URL(url)
         self._token = token
+        self._body_time = Allowance(BODY_TIME)
         self._timeout = timeout
         # Cut off from outside during a TLS handshake, httpx2 leaves the socket open; cut off by itself it does not.
         # TCP and TLS get half the time each, so that it always comes first.
@@ -74,16 +75,15 @@ class Httpx2Pointillist:
             )
         except Exception as error:  # noqa: BLE001  a POST never raises; the token's source can fail in any way
             return not_made(error)
-        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(self._timeout):
                 response = await self._transport.handle_async_request(request)
         except httpx2.LocalProtocolError as error:  # its text quotes the header it does not like: perhaps the token
             return not_made(error)
         except Exception as error:  # noqa: BLE001  a POST never raises
             return _httpx2_failure(error, token)
         status = response.status_code
-        start = await self._read(response, DRAINED if response.is_success else KEPT, deadline)
+        start = await self._read(response, DRAINED if response.is_success else KEPT)
         if response.is_success:
             return SUCCESS[status - 200]
         retry_after = retry_after_seconds(response.headers.get("retry-after"), response.headers.get("date"))
@@ -93,11 +93,11 @@ class Httpx2Pointillist:
         """Close every connection."""
         await self._transport.aclose()
 
-    async def _read(self, response: httpx2.Response, most: int, deadline: float) -> bytes:
+    async def _read(self, response: httpx2.Response, most: int) -> bytes:
         """Read a body, up to `most` bytes; what came before it broke or grew slow is given too."""
         start = bytearray()
         try:
-            with Within(min(BODY_TIME, deadline - asyncio.get_running_loop().time())):
+            with self._body_time.begin():
                 async with aclosing(response.aiter_raw()) as chunks:
                     async for chunk in chunks:
                         start += chunk

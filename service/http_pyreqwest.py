@@ -21,7 +21,7 @@ from service.http_wire import (
     KEPT,
     SUCCESS,
     USER_AGENT,
-    Within,
+    Allowance,
     body_start,
     failed,
     idempotency_key,
@@ -59,6 +59,7 @@ class PyreqwestPointillist:
     ) -> None:
         self._url = url
         self._token = token
+        self._body_time = Allowance(BODY_TIME)
         builder = (
             ClientBuilder()
             .http1_only()
@@ -119,7 +120,7 @@ class PyreqwestPointillist:
         """Read a body to its end, if the end is near, so that the connection can be used again; else drop it."""
         ended = False
         try:
-            with Within(BODY_TIME):
+            with self._body_time.begin():
                 start = await response.body_reader.read(DRAINED)
                 ended = start is None or len(start) < DRAINED
         except Exception:  # noqa: BLE001, S110  the header was complete: whatever befalls the body changes nothing
@@ -132,7 +133,7 @@ class PyreqwestPointillist:
         """Read the start of a body; what came before it broke or grew slow is given too."""
         start = bytearray()
         try:
-            with Within(BODY_TIME):
+            with self._body_time.begin():
                 while len(start) < KEPT and (chunk := await response.body_reader.read_chunk()) is not None:
                     start += chunk
         except Exception:  # noqa: BLE001, S110  the status is known: whatever befalls the body changes nothing

@@ -1,8 +1,7 @@
 """The way out: take > map > send > ack | nak | term.
 
-As many lanes run as the flow allows. A lane takes one event after another from a small window that is refilled from
-the outbox; it is a task while there is something to send, and nothing waits in it: an event that must be tried again
-goes back into the outbox with its time, and holds no task, no connection and no memory.
+The relay keeps a small window filled from the outbox, lets a courier carry as many events at a time as the flow allows,
+and settles what came of each.
 """
 
 import asyncio
@@ -11,19 +10,18 @@ from collections.abc import Callable
 
 import structlog
 
-from pointillist_destination.v1 import event_pb2
-from service.answer import Answer
+from service.answer import Answer, Failure
 from service.clock import Clock, Timer
+from service.courier import Courier
 from service.deliveries import Deliveries
 from service.flow import Cause, Flow, State
-from service.mapping import Mapping
 from service.outbox.base import Outbox, Refusal, Stored
-from service.pointillist import Pointillist
 from service.retry import RetryDecision, Verdict, decide
 from service.telemetry import Metrics
+from service.tracing import Tracing
 
-WINDOW_MOST = 1024  # events held in memory, waiting for a lane
-WINDOW_LANES = 8  # events held for each lane; with fewer the lanes run dry while the outbox is read
+WINDOW_MOST = 1024  # events held in memory, waiting for the courier
+WINDOW_FACTOR = 8  # events held for each that may be under way; with fewer it runs dry while the outbox is read
 TELL_INTERVAL = 10.0  # seconds between log lines about dead letters
 FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
@@ -37,8 +35,7 @@ class Relay:
         self,
         *,
         outbox: Outbox,
-        mapping: Callable[[], Mapping],
-        pointillist: Pointillist,
+        courier: Courier,
         flow: Flow,
         deliveries: Deliveries,
         metrics: Metrics,
@@ -47,13 +44,13 @@ class Relay:
         max_age: float,
         retry_max_delay: float,
         dead_letters_most: int,
+        tracing: Tracing | None = None,
     ) -> None:
         """Make a relay; `run` makes it work.
 
         Args:
             outbox: what it empties.
-            mapping: gives the mapping in force.
-            pointillist: where it sends.
+            courier: who carries the events.
             flow: how much it may have in flight.
             deliveries: who wants to hear of a delivery.
             metrics: what it counts in.
@@ -62,10 +59,10 @@ class Relay:
             max_age: seconds after which a failing event becomes a dead letter.
             retry_max_delay: seconds between two tries, at most.
             dead_letters_most: how many dead letters there may be before it pauses.
+            tracing: makes a span of each POST.
         """
         self._outbox = outbox
-        self._mapping = mapping
-        self._pointillist = pointillist
+        self._courier = courier
         self._flow = flow
         self._deliveries = deliveries
         self._metrics = metrics
@@ -74,19 +71,20 @@ class Relay:
         self._max_age = max_age
         self._retry_max_delay = retry_max_delay
         self._dead_letters_most = dead_letters_most
+        self._tracing = tracing
         self._window: deque[Stored] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._may_have_more = True  # whether a fetch may find something
         self._dead_letters_untold: Counter[str] = Counter()
         self._told_at = float("-inf")
         self._stopping = False
+        courier.serve(self)
         outbox.subscribe(self.look)
 
     @property
     def in_flight(self) -> int:
         """How many events are being sent."""
-        return len(self._lanes)
+        return self._courier.in_flight
 
     def look(self) -> None:
         """Something may be there to be fetched, or may be sent that could not be before."""
@@ -103,18 +101,14 @@ class Relay:
             now = self._clock.steady()
             self._tell_dead_letters(now)
             await self._refill(now)
-            self._open_lanes()
+            self._courier.look()
             await self._sleep(self._next_change(now))
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; let what is in flight end for `grace` seconds, then leave it to the next start."""
         self._stopping = True
         self._wake.set()
-        if self._lanes:
-            _, pending = await asyncio.wait(self._lanes, timeout=grace)
-            for lane in pending:
-                lane.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+        await self._courier.stop(grace)
 
     # -- taking
 
@@ -124,14 +118,20 @@ class Relay:
         if limit == 0:
             return
         is_probing = self._flow.state is State.PROBING
-        wanted = (1 if is_probing else min(WINDOW_LANES * limit, WINDOW_MOST)) - len(self._window)
-        if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._lanes):
+        if not is_probing and not self._is_window_low(limit):
+            return
+        wanted = (1 if is_probing else _window_size(limit)) - len(self._window)
+        if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._courier.in_flight):
             return
         self._may_have_more = False
         events = await self._outbox.fetch(wanted, early=is_probing)
         self._window.extend(events)
         if len(events) == wanted:
             self._may_have_more = True
+
+    def _is_window_low(self, limit: int) -> bool:
+        """Whether a fetch is due: half a window at a time, as a fetch costs the same for one event as for a hundred."""
+        return len(self._window) <= _window_size(limit) // 2
 
     def _next_change(self, now: float) -> float | None:
         """Seconds until time alone changes what may be sent; None where it does not.
@@ -154,58 +154,61 @@ class Relay:
         if timer is not None:
             timer.cancel()
 
-    # -- sending
+    # -- what the courier asks and tells: Orders
 
-    def _open_lanes(self) -> None:
-        room = self._flow.limit(self._clock.steady()) - len(self._lanes)
-        for _ in range(min(room, len(self._window))):
-            lane = asyncio.create_task(self._run_lane())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._close_lane)
+    def limit(self) -> int:
+        """How many events may be under way now."""
+        return 0 if self._stopping else self._flow.limit(self._clock.steady())
 
-    def _close_lane(self, lane: asyncio.Task[None]) -> None:
-        self._lanes.discard(lane)
-        self._wake.set()
-
-    async def _run_lane(self) -> None:
-        """Send one event after another while the flow allows as many lanes as there are."""
+    def take(self, most: int) -> list[Stored]:
+        """Up to `most` events from the window."""
         window = self._window
-        while window and not self._stopping:
-            limit = self._flow.limit(self._clock.steady())
-            if len(self._lanes) > limit:
-                return
-            stored = window.popleft()
-            if self._may_have_more and len(window) < WINDOW_LANES * limit // 2:
-                self._wake.set()
-            try:
-                await self._deliver(stored)
-            except Exception:
-                log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                if not self._expire(stored, self._clock.steady(), None, "an unforeseen error of this service"):
-                    self._outbox.nak(stored, FAULT_DELAY)
+        taken = [window.popleft() for _ in range(min(most, len(window)))]
+        if self._may_have_more and self._is_window_low(self._flow.target):
+            self._wake.set()
+        return taken
 
-    async def _deliver(self, stored: Stored) -> None:
-        event = event_pb2.Event.FromString(stored.payload)
-        body = self._mapping().encode(event, stored.accepted_at)
-        sent_at = self._clock.steady()
-        answer = await self._pointillist.post(body, stored.message_id)
-        now = self._clock.steady()
+    def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:
+        """Settle an event by the answer to its POST."""
+        if self._tracing is not None:
+            self._tracing.attempt(stored.traceparent, stored.attempts + 1, answer, sent_at, now)
         decision = decide(answer, stored.attempts + 1, max_delay=self._retry_max_delay, random=self._random)
         self._metrics.count_delivery(decision.reason, now - sent_at)
         verdict = self._flow.answered(
             decision,
             sent_at=sent_at,
             now=now,
-            in_flight=len(self._lanes),
+            in_flight=self._courier.in_flight,
             retry_after=min(answer.retry_after or 0.0, self._retry_max_delay),
         )
         self._settle(stored, answer, decision, verdict, now)
+
+    def failed(self, stored: Stored, why: str) -> None:
+        """Put an event back that came to nothing by a fault of ours, or give it up where that has lasted too long."""
+        if not self._expire(stored, self._clock.steady(), None, why):
+            self._outbox.nak(stored, FAULT_DELAY)
+
+    def lost(self, stored: Stored, why: str) -> None:
+        """Put an event back whose answer will never come, as after a POST that failed, or give it up as too old."""
+        decision = decide(
+            Answer(failure=Failure.OTHER, detail=why),
+            stored.attempts + 1,
+            max_delay=self._retry_max_delay,
+            random=self._random,
+        )
+        if not self._expire(stored, self._clock.steady(), None, why):
+            self._outbox.nak(stored, decision.delay)
+
+    def rested(self) -> None:
+        """Look what may be done now."""
+        self._wake.set()
 
     # -- settling
 
     def _settle(self, stored: Stored, answer: Answer, decision: RetryDecision, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.ACK:
             self._outbox.ack(stored)
+            self._metrics.attempts.observe(stored.attempts + 1)
             self._deliveries.settled(stored.message_id, None)
             return
         if verdict is Verdict.TERM and self._has_room_for_dead_letter():
@@ -227,6 +230,7 @@ class Relay:
         self._outbox.term(stored, refusal)
         self._check_dead_letters()
         self._metrics.count_dead_letter(refusal.reason)
+        self._metrics.attempts.observe(stored.attempts + 1)
         self._dead_letters_untold[refusal.reason] += 1
         self._deliveries.settled(stored.message_id, refusal)
 
@@ -250,3 +254,7 @@ class Relay:
             )
             self._dead_letters_untold.clear()
             self._told_at = now
+
+
+def _window_size(limit: int) -> int:
+    return min(WINDOW_FACTOR * limit, WINDOW_MOST)

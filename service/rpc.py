@@ -21,7 +21,7 @@ from service.errors import OutboxFullError
 from service.faults import Fault, idle, outbox_full, over_rate, stream_too_old, too_many_calls, unforeseen, unparsable
 from service.gate import Admission, Gate
 from service.rpc_metrics import MethodMeter, MethodType, RpcMetrics
-from service.tracing import CallSpan, Tracing
+from service.tracing import CALL, CallSpan, Tracing
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
@@ -110,6 +110,7 @@ class _Call:
         self.admission = NOBODY
         if method.calls.tracing is not None:
             self._span = method.calls.tracing.call(method.path, context.invocation_metadata())
+            CALL.set(self._span.traceparent)
 
     def admit(self) -> None:
         """Let it in, or not.

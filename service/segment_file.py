@@ -13,7 +13,7 @@ from service.cli_errors import UnreadableFileError
 from service.errors import SegmentJsonError
 from service.segment_json import Imported, Refused, Result, Skipped, import_line
 
-__all__ = ["OTHER_TYPES", "Imported", "Message", "Refused", "SegmentFile", "Skipped", "on_one_line"]
+__all__ = ["OTHER_TYPES", "Imported", "Message", "Refused", "SegmentFile", "Skipped", "Source", "on_one_line"]
 
 STANDARD_INPUT = "-"
 OTHER_TYPES = frozenset({"page", "screen", "group", "alias", "delete"})
@@ -22,8 +22,8 @@ LONGEST_LINE = 16 * 1024 * 1024  # bytes; a batch body of Segment's API has 500 
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One message of the file, and what the importer made of it."""
+class Source:
+    """Where in the file a message stands, and its line itself."""
 
     line: int
     """The number of its line, counted from one."""
@@ -31,7 +31,8 @@ class Message:
     item: int | None
     """Its index in the batch body that the line is; None where the line is the message."""
 
-    result: Result
+    text: bytes
+    """The line as it was read, its end included; empty where it is too long to be kept."""
 
     @property
     def place(self) -> str:
@@ -39,12 +40,26 @@ class Message:
         return f"line {self.line}" if self.item is None else f"line {self.line}, batch[{self.item}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the file, and what the importer made of it."""
+
+    source: Source
+    result: Result
+
+    @property
+    def place(self) -> str:
+        """Where it stands, such as `line 12` or `line 16, batch[1]`."""
+        return self.source.place
+
+
 class SegmentFile:
     """Gives the messages of a file one after the other, and counts what cannot be sent; a context manager.
 
     It holds one line at a time. `skipped` counts messages by type, `ignored` names the top-level keys without a place
-    in the contract, in the order in which they were first seen; `position` is how many bytes were read, `size` how
-    many there are, or None where nobody knows, as of a pipe.
+    in the contract, in the order in which they were first seen; `lines` is how many were read and `unreadable` how many
+    of them are no JSON; `position` is how many bytes were read, `size` how many there are, or None where nobody knows,
+    as of a pipe.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,6 +73,8 @@ class SegmentFile:
         """
         self.path = path
         self.position = 0
+        self.lines = 0
+        self.unreadable = 0
         self.skipped: Counter[str] = Counter()
         self.ignored: dict[str, None] = {}
         with self._translated():
@@ -81,13 +98,14 @@ class SegmentFile:
         Raises:
             UnreadableFileError: reading fails halfway.
         """
-        number = 0
         while line := self._read():
-            number += 1
+            self.lines += 1
             if len(line) > LONGEST_LINE:
                 self._skip_rest_of_line(line)
+                self.unreadable += 1
                 reason = f"has more than {LONGEST_LINE // 1024**2} MiB; one message, or one batch body, is right"
-                yield Message(number, None, Refused((SegmentJsonError("", reason),)))
+                refused = Refused((SegmentJsonError("", reason),), is_unreadable=True)
+                yield Message(Source(self.lines, None, b""), refused)
                 continue
             results = import_line(line)
             for index, result in enumerate(results):
@@ -95,10 +113,12 @@ class SegmentFile:
                     self.skipped[result.type] += 1
                 elif isinstance(result, Imported):
                     self.ignored.update(dict.fromkeys(result.ignored))
+                elif result.is_unreadable:
+                    self.unreadable += 1
                 if len(results) > 1:
-                    yield Message(number, index, _within(f"batch[{index}]", result))
+                    yield Message(Source(self.lines, index, line), _within(f"batch[{index}]", result))
                 else:
-                    yield Message(number, None, result)
+                    yield Message(Source(self.lines, None, line), result)
 
     @property
     def ignored_line(self) -> str | None:

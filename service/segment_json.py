@@ -7,6 +7,7 @@ for at the top level is named, never silently lost. Of the message's own content
 and a time that cannot be read.
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass, replace
@@ -74,6 +75,9 @@ class Refused:
 
     errors: tuple[SegmentJsonError, ...]
 
+    is_unreadable: bool = False
+    """Whether it is a line that is no JSON at all, and so no message."""
+
 
 Result = Imported | Skipped | Refused
 Target = event_pb2.Identify | event_pb2.Track
@@ -95,7 +99,7 @@ def import_line(line: bytes) -> list[Result]:
     try:
         parsed = _parse(line)
     except SegmentJsonError as error:
-        return [Refused((error,))]
+        return [Refused((error,), is_unreadable=True)]
     if isinstance(parsed, dict) and parsed.get("batch") is not None and parsed.get("type") is None:
         return _import_batch(parsed)
     return [import_message(parsed)]
@@ -111,6 +115,24 @@ def import_message(message: object) -> Result:
         The event, with the names of the keys that it has no place for; or why there is none.
     """
     return _import(message, "")
+
+
+def only_item(line: bytes, index: int) -> bytes:
+    """Writes the batch body that a line is with one of its items alone, so that this one can be sent by itself.
+
+    Args:
+        line: one of which `import_line` made several results.
+        index: the item's, counted from zero.
+    """
+    body = _parsed_body(line)
+    return json.dumps(body | {"batch": [body["batch"][index]]}).encode()
+
+
+@functools.lru_cache(maxsize=2)  # a body whose every message is refused is asked for as often as it has messages
+def _parsed_body(line: bytes) -> dict[str, Any]:
+    body = _parse(line.removeprefix(_BYTE_ORDER_MARK))
+    assert isinstance(body, dict)
+    return body
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------------

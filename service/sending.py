@@ -11,30 +11,36 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import grpc
 from google.rpc import error_details_pb2
 
-from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
-from service.batch_reader import Batch, BatchReader, Rejection
+from pointillist_destination.v1.event_service_pb2 import DESCRIPTOR, BatchSendResponse
+from service.batch_reader import Batch, BatchReader
 from service.channel import error_details, is_from_server, no_server, open_aio_channel
 from service.cli_errors import SendingError
-from service.segment_file import SegmentFile
+from service.refused_file import RefusedFile
+from service.rejection import Rejection
+from service.segment_file import SegmentFile, Source
 from service.target import Target
 
 BATCHES_UNDER_WAY = 8  # sent and not answered; enough to keep the server's disk busy
 REJECTIONS_KEPT = 20  # beyond them only the count remembers
 CONNECT_PATIENCE = 5.0  # seconds to reach the server for the first time
-RESUME_PATIENCE = 30.0  # seconds without a stream, since the last answer, until it is given up
-RESUME_DELAY = 0.2  # seconds before a broken stream is opened again, where the server does not say
+RESUME_PATIENCE = 120.0  # seconds without a stream, since the last answer, until it is given up; a roll-out takes less
+# Seconds before a broken stream is opened again, where the server does not say: doubled from the first to the last, as
+# the service config for callers has it.
+RESUME_DELAY, RESUME_DELAY_MOST = 0.2, 5.0
+
+AGAIN = "send the same file again to go on: what was accepted is a duplicate then"
 
 BREAKS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 """What gRPC's client says of a connection that breaks, besides UNAVAILABLE, when a call is just at work on it."""
 
-_Call: TypeAlias = "grpc.aio.StreamStreamCall[event_service_pb2.BatchSendRequest, event_service_pb2.BatchSendResponse]"
+_METHOD = f"/{DESCRIPTOR.services_by_name['EventService'].full_name}/BatchSend"
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[bytes, BatchSendResponse]"
 
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -59,8 +65,11 @@ class Summary:
     sent_again: int = 0
     """Events that were sent a second time, because the stream broke before they were answered."""
 
-    answered_bytes: int = 0
-    """How much of the file is answered."""
+    was_reached: bool = False
+    """Whether there was a server at all."""
+
+    is_connected: bool = False
+    """Whether there is one now."""
 
     @property
     def answered(self) -> int:
@@ -75,7 +84,12 @@ class Summary:
 
 
 async def send(
-    file: SegmentFile, target: Target, batch_size: int, progress: Callable[[Summary], None] = lambda _: None
+    file: SegmentFile,
+    target: Target,
+    batch_size: int,
+    *,
+    refused: RefusedFile | None = None,
+    summary: Summary | None = None,
 ) -> Summary:
     """Send all that a file holds.
 
@@ -83,14 +97,21 @@ async def send(
         file: the file; what its lines are skipped for is counted there.
         target: the server.
         batch_size: events in one request, at most.
-        progress: called after each answer.
+        refused: gets each message that is not taken.
+        summary: an empty one, kept up to date meanwhile for who wants to look.
+
+    Returns:
+        The summary.
 
     Raises:
         SendingError: the server cannot be reached, or not any more, or does not want the stream.
         UnreadableFileError: reading the file fails halfway.
+        OutputError: what is refused cannot be written.
     """
+    summary = summary or Summary()
     async with open_aio_channel(target, _CHANNEL_OPTIONS) as channel:
-        return await _Sending(channel, file, target, batch_size, progress).run()
+        await _Sending(channel, file, target, batch_size, refused=refused, summary=summary).run()
+    return summary
 
 
 class _Sending:
@@ -102,34 +123,37 @@ class _Sending:
         file: SegmentFile,
         target: Target,
         batch_size: int,
-        progress: Callable[[Summary], None],
+        *,
+        refused: RefusedFile | None,
+        summary: Summary,
     ) -> None:
         self._channel = channel
         self._target = target.address
         self._no_server = no_server(target)
         self._metadata = target.metadata
-        self._progress = progress
-        self._summary = Summary()
+        self._refused = refused
+        self._summary = summary
         self._lock = threading.Lock()
         self._batches = BatchReader(file, batch_size, self._reject)
         self._unanswered: deque[Batch] = deque()
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._patience = CONNECT_PATIENCE
-        self._was_reached = False
+        self._breaks = 0  # since the last answer
 
-    async def run(self) -> Summary:
+    async def run(self) -> None:
         while True:
             await self._connect()
             try:
                 await self._stream()
             except grpc.aio.AioRpcError as error:
+                self._summary.is_connected = False
                 self._patience -= (delay := self._delay_before_next(error))
                 if self._patience <= 0:
                     raise self._broken(error) from error
                 await asyncio.sleep(delay)
-                self._summary.sent_again += sum(len(batch.places) for batch in self._unanswered)
+                self._summary.sent_again += sum(len(batch.sources) for batch in self._unanswered)
             else:
-                return self._summary
+                return
 
     async def _connect(self) -> None:
         """Wait until the server is there, as long as patience lasts."""
@@ -137,19 +161,24 @@ class _Sending:
         try:
             await asyncio.wait_for(self._channel.channel_ready(), self._patience)
         except TimeoutError as error:
-            if self._was_reached:
+            if self._summary.was_reached:
                 raise SendingError(
                     f"{self._target}: the server went away and did not come back within {RESUME_PATIENCE:.0f} s;"
                     f" {self._so_far()}"
                 ) from error
             raise SendingError(self._no_server) from error
         self._patience -= time.monotonic() - began
-        if not self._was_reached:
-            self._was_reached, self._patience = True, RESUME_PATIENCE
+        if not self._summary.was_reached:
+            self._summary.was_reached, self._patience = True, RESUME_PATIENCE
+        self._summary.is_connected = True
 
     async def _stream(self) -> None:
         """Open a stream, and write and read until all is answered; raises AioRpcError where it breaks."""
-        call = event_service_pb2_grpc.EventServiceStub(self._channel).BatchSend(metadata=self._metadata)
+        # Not through the stub, which would serialise requests that are serialised already.
+        method: grpc.aio.StreamStreamMultiCallable[bytes, BatchSendResponse] = self._channel.stream_stream(
+            _METHOD, response_deserializer=BatchSendResponse.FromString
+        )
+        call = method(metadata=self._metadata)
         writing, reading = asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,29 +217,30 @@ class _Sending:
 
     async def _read(self, call: _Call) -> None:
         """Count answers until the server ends the stream."""
-        while isinstance(answer := await call.read(), event_service_pb2.BatchSendResponse):
+        while isinstance(answer := await call.read(), BatchSendResponse):
             self._take(answer)
 
-    def _take(self, answer: event_service_pb2.BatchSendResponse) -> None:
+    def _take(self, answer: BatchSendResponse) -> None:
         """Count an answer; the server gives them in the order of the requests."""
         batch = self._unanswered[0] if self._unanswered else None
-        if batch is None or batch.request.sequence != answer.sequence:
+        if batch is None or batch.sequence != answer.sequence:
             raise SendingError(f"{self._target}: the server answered batch {answer.sequence} out of turn")
         self._unanswered.popleft()
         self._room.release()
-        self._patience = RESUME_PATIENCE
+        self._patience, self._breaks = RESUME_PATIENCE, 0
         summary = self._summary
         summary.accepted += answer.accepted
         summary.duplicates += answer.duplicates
         summary.filtered += answer.filtered
         for rejection in answer.rejections:
-            self._reject(Rejection(batch.places[rejection.index], rejection.message_id, rejection.status.message))
-        summary.answered_bytes = batch.end
-        self._progress(summary)
+            source = batch.sources[rejection.index]
+            self._reject(source, Rejection.of_server(source.place, rejection))
 
-    def _reject(self, rejection: Rejection) -> None:
+    def _reject(self, source: Source, rejection: Rejection) -> None:
         with self._lock:  # the reader's thread comes here too
             self._summary.reject(rejection)
+        if self._refused is not None:
+            self._refused.write(source, rejection)
 
     def _delay_before_next(self, error: grpc.aio.AioRpcError) -> float:
         """Seconds to wait before the stream is opened again.
@@ -218,9 +248,10 @@ class _Sending:
         Raises:
             SendingError: trying again makes no sense.
         """
-        delay = delay_before_next(error)
+        delay = delay_before_next(error, self._breaks)
         if delay is None:
             raise self._broken(error) from error
+        self._breaks += 1
         return delay
 
     def _broken(self, error: grpc.aio.AioRpcError) -> SendingError:
@@ -228,19 +259,20 @@ class _Sending:
         return SendingError(f"{self._target}: the stream broke: {error.code().name}: {words}; {self._so_far()}")
 
     def _so_far(self) -> str:
-        return f"{self._summary.accepted} events were accepted until then"
+        return f"{self._summary.accepted} events were accepted until then; {AGAIN}"
 
 
-def delay_before_next(error: grpc.Call | grpc.aio.AioRpcError) -> float | None:
+def delay_before_next(error: grpc.Call | grpc.aio.AioRpcError, breaks: int = 0) -> float | None:
     """Seconds after which a stream that ended so is opened again; None where trying again makes no sense.
 
-    A server that wants it says when; a connection that broke is not the server's word, and is opened again soon.
+    A server that wants it says when; a connection that broke is not the server's word, and is opened again soon, and
+    later each time that it breaks without an answer in between, which it did so many times before.
     """
     if (delay := _pushback(error)) is not None:
         return delay
     code = error.code()
     is_broken = code is grpc.StatusCode.UNAVAILABLE or (code in BREAKS and not is_from_server(error))
-    return RESUME_DELAY if is_broken else None
+    return min(RESUME_DELAY * 2.0 ** min(breaks, 32), RESUME_DELAY_MOST) if is_broken else None
 
 
 def _pushback(error: grpc.Call | grpc.aio.AioRpcError) -> float | None:

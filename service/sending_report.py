@@ -1,30 +1,56 @@
-"""What a person sees of a file that is sent: a progress bar on a terminal, and a summary at the end."""
+"""Sending a file for a person, who sees how it gets on and, in the end, what became of it."""
 
-import sys
+import asyncio
+import time
 from collections.abc import Mapping
 
+from service.cli_errors import say, show
+from service.errors import PointillistDestinationError
+from service.refused_file import RefusedFile
 from service.segment_file import OTHER_TYPES, SegmentFile, on_one_line
-from service.sending import Summary, send
+from service.sending import AGAIN, Summary, send
+from service.sending_progress import progress
 from service.target import Target
 
 
-async def send_and_show(messages: SegmentFile, target: Target, batch_size: int) -> Summary:
-    """Send a file, with a progress bar on standard error where that is a terminal; see `service.sending.send`."""
-    if not sys.stderr.isatty():
-        return await send(messages, target, batch_size)
+def send_and_report(messages: SegmentFile, target: Target, batch_size: int, refused: RefusedFile | None) -> Summary:
+    """Send a file, with its progress on standard error, and say on standard output what became of it.
 
-    # Rich takes a tenth of a second to import, which a run without a terminal need not pay.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    What became of it so far is said of a file that is sent in part only, too, unless no server was ever reached.
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("0 events", total=messages.size)
+    Raises:
+        SendingError, UnreadableFileError, OutputError: as `service.sending.send` does.
+        KeyboardInterrupt: somebody pressed Ctrl-C.
+    """
+    began = time.monotonic()
+    summary = Summary()
 
-        def show(summary: Summary) -> None:
-            progress.update(task, completed=summary.answered_bytes, description=f"{summary.answered:,} events")
+    async def send_and_show() -> None:
+        async with progress(messages, summary):
+            await send(messages, target, batch_size, refused=refused, summary=summary)
 
-        return await send(messages, target, batch_size, show)
+    def say_all() -> None:
+        if messages.ignored_line is not None:
+            say(messages.ignored_line)
+        show(*report(summary, messages.skipped), *_totals(messages, summary, time.monotonic() - began))
+
+    try:
+        asyncio.run(send_and_show())
+    except (PointillistDestinationError, KeyboardInterrupt) as error:
+        if summary.was_reached:
+            say_all()
+            if isinstance(error, KeyboardInterrupt):
+                say(f"interrupted; {AGAIN}")
+        raise
+    say_all()
+    return summary
+
+
+def _totals(messages: SegmentFile, summary: Summary, seconds: float) -> list[str]:
+    return [
+        f"read: {messages.lines} lines, {messages.unreadable} of them unreadable",
+        f"took: {seconds:.1f} s, {summary.answered / max(seconds, 0.001):.0f} events/s",
+    ]
 
 
 def report(summary: Summary, skipped: Mapping[str, int]) -> list[str]:

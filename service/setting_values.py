@@ -121,12 +121,6 @@ def _size_in_bounds(size: int) -> int:
     return size
 
 
-def _no_workers_yet(workers: int) -> int:
-    if workers != 0:
-        raise ValueError("only 0 is available in this version: the relay runs in the server's own process")
-    return workers
-
-
 def _url(text: str) -> str:
     """Check that this is an http(s) URL; messages do not repeat it, as it may hold a password."""
     try:
@@ -289,4 +283,3 @@ OutboxUrl = Annotated[
     _shown_by(lambda url: without_secrets(url) if url.startswith(NATS_SCHEMES) else url),
 ]
 StreamPrefix = Annotated[str, AfterValidator(_stream_prefix)]
-WorkerCount = Annotated[int, whole(0), AfterValidator(_no_workers_yet)]

@@ -33,7 +33,6 @@ from service.setting_values import (
     Switch,
     Token,
     TokenFile,
-    WorkerCount,
     whole,
 )
 from service.token_source import FileToken, FixedToken, TokenSource
@@ -156,8 +155,9 @@ class Settings(BaseSettings):
     relay_replicas: Annotated[int, whole(1, 1000)] = 1
     """How many replicas relay from one outbox on NATS; each allows itself its share of `max_concurrency`."""
 
-    relay_workers: WorkerCount = 0
-    """How many processes send records besides the server; 0 runs the relay in the server's own process."""
+    relay_workers: Annotated[int, whole(0, 64)] = 0
+    """How many processes map and send records besides the server, so that more cores are used; with 0 the server does
+    so itself. They share `POINTILLIST_MAX_CONCURRENCY`."""
 
     mapping_file: ReadableFile | None = None
     """A TOML file that replaces the built-in mapping of events to records."""

@@ -39,6 +39,8 @@ _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_arg
 
 # Seconds. Loopback answers within the first buckets; the default request timeout of 10 s has one of its own.
 DELIVERY_BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# POSTs. The most that a week of failures takes, at one every five minutes, is some 2,000.
+ATTEMPT_BUCKETS: Final = (1, 2, 3, 5, 10, 20, 100, 1000)
 STOP_POLL_INTERVAL: Final = 0.1  # seconds between two looks at whether the metrics server shall stop
 
 
@@ -151,6 +153,13 @@ class Metrics:
             buckets=DELIVERY_BUCKETS,
             registry=self.registry,
         )
+        # Not a counter of retries, to which many events with two POSTs and a few with hundreds would look the same.
+        self.attempts = Histogram(
+            "pointillist_destination_attempts",
+            "POSTs that an event needed until it was delivered or given up; anything above 1 is what failures cost.",
+            buckets=ATTEMPT_BUCKETS,
+            registry=self.registry,
+        )
         self.ready = self._gauge("ready", "1 while new events can be accepted, else 0.")
         self.outbox_events = self._gauge("outbox_events", "Events in the outbox that are not settled.")
         self.outbox_bytes = self._gauge(
@@ -178,6 +187,12 @@ class Metrics:
             "concurrency_limit", "POSTs that the relay allows itself at once; 0 while it is paused."
         )
         self.in_flight = self._gauge("in_flight", "POSTs that wait for an answer.")
+        self.relay_workers = self._gauge(
+            "relay_workers", "Processes that send records besides the server; 0 where it does so itself."
+        )
+        self.relay_worker_restarts = self._followed(
+            "relay_worker_restarts", "Relay workers that ended and were replaced."
+        )
         self.pauses: dict[PauseReason, Counter] = self._counters(
             "pauses_total", "Times the relay left off flowing, by why.", "reason", PauseReason
         )
@@ -209,7 +224,7 @@ class Metrics:
 
     def count_delivery(self, reason: str, seconds: float) -> None:
         """Count one POST that was answered or failed, and how long it took, by the reason of its retry decision."""
-        self.deliveries[answer_class(reason)].inc()
+        self.deliveries[_ANSWER_CLASSES.get(reason) or answer_class(reason)].inc()
         self.delivery_seconds.observe(seconds)
 
     def count_dead_letter(self, reason: str) -> None:

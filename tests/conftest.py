@@ -26,6 +26,13 @@ settings.load_profile("project")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(params=["0", pytest.param("2", marks=pytest.mark.long)], ids=["lanes", "workers"])
+def relay_workers(request: pytest.FixtureRequest) -> str:
+    """POINTILLIST_RELAY_WORKERS, for what has to be the same with every courier; in full only where all tests run."""
+    workers: str = request.param
+    return workers
+
+
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """A NATS server that tests share; each has streams of its own."""

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     accepted_at: int
     """Milliseconds since the epoch; fixed here and used for every later mapping."""
     traceparent: str = ""
-    """The span that it came in by, as W3C Trace Context writes it; empty where there is none."""
+    """W3C traceparent of the accepting call's span; "" where the call is not traced, or not sampled."""
     is_awaited: bool = False
     """Whether a caller waits for its delivery, which another process may have to tell of."""
 
@@ -42,7 +42,7 @@ class Stored(NamedTuple):
     first_attempt_at: int | None
     """Milliseconds since the epoch, of the first failed POST."""
     traceparent: str = ""
-    """The span that it came in by, as W3C Trace Context writes it; empty where there is none."""
+    """As in Entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class DeadLetter:
     attempts: int
     first_attempt_at: int
     last_attempt_at: int
+    traceparent: str = ""
+    """As in Entry; a replay brings it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,9 @@ class Outbox(Protocol):
 
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
+
+    def broken(self) -> str | None:
+        """Why nothing works any more until the process is started anew, in words; None while it does."""
 
     async def has_room(self) -> None:
         """Return once `put` would not be refused for want of room."""

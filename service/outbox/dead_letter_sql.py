@@ -4,13 +4,16 @@ from typing import Any
 
 from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal
 
-COLUMNS = "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at"
+COLUMNS = (
+    "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at,"
+    " traceparent"
+)
 
 
 def dead_letter(row: tuple[Any, ...]) -> DeadLetter:
     """A dead letter from a row of COLUMNS."""
-    id_, message_id, payload, accepted_at, reason, status, detail, attempts, first, last = row
-    return DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), attempts, first, last)
+    id_, message_id, payload, accepted_at, reason, status, detail, *rest = row
+    return DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), *rest)
 
 
 def where(which: DeadLetterFilter, after: int, until: int) -> tuple[str, list[Any]]:

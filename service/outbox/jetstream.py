@@ -221,15 +221,14 @@ class JetStreamOutbox:
         """Lease events. See Outbox.fetch."""
         if self._over is not None or self._adopted is None or self._leases.unsettled > STUCK_MOST:
             return []
-        try:
-            events = await self._fetch(limit)
+        events: list[Stored] = []
+        with contextlib.suppress(OutboxFullError):  # what the connection's end took is told of when there is another
+            events += await self._fetch(limit)
             if early and len(events) < limit and await self._leases.recall(limit - len(events)):
                 events += await self._fetch(limit - len(events))
             self._is_hungry = len(events) < limit
             await self._hang_bell()
-        except OutboxFullError:  # what the connection's end took is told of when there is another
-            events = self._take(limit)
-        return events
+        return events + self._take(limit - len(events))
 
     async def _fetch(self, limit: int) -> list[Stored]:
         if self._leases.unsettled:  # one that is put back for at once is to be found
@@ -343,6 +342,9 @@ class JetStreamOutbox:
             return self._refusal
         events, size = self._putting
         return self._room.full(self._state.events + events, self._state.bytes + size)
+
+    def broken(self) -> None:
+        """A loop that ends, ends the server; see `watch`. What befalls NATS passes."""
 
     async def has_room(self) -> None:
         """Return once put is not refused for want of room."""

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from service.errors import OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter
-from service.outbox.jetstream_connection import ApiError, Connection, Received
+from service.outbox.jetstream_connection import UNREACHED_RETRY, ApiError, Connection, Received
 from service.outbox.jetstream_headers import delivery_of, is_meant, letter_of, parse_headers, replay_headers
 from service.outbox.jetstream_publisher import Message, Publisher
 from service.outbox.jetstream_puller import Puller
@@ -114,14 +115,21 @@ class JetStreamDeadLetters:
         return letter_of(id_, parse_headers(headers), payload)
 
     async def _read(self, after: int, newest: int) -> AsyncGenerator[list[DeadLetter], None]:
-        """All dead letters, some at a time. Between two lots others may read."""
+        """All dead letters, some at a time. Between two lots others may read.
+
+        Raises:
+            OutboxFullError: they could not be read to the end; fewer are never taken for all.
+        """
         reader = await self._open_reader(after)
         try:
             while after < newest:
                 async with self._reading:
                     self._heard.clear()
-                    await self.puller.pull(self._stream, reader, READ_AT_ONCE)
-                    heard = [(delivery_of(one.reply).id, one) for one in self._heard]
+                    is_whole = await self.puller.pull(self._stream, reader, READ_AT_ONCE)
+                    ours = [one for one in self._heard if f".{reader}." in one.reply]  # and none that is late
+                if not is_whole:
+                    raise OutboxFullError("NATS broke off while dead letters were read; ask again", UNREACHED_RETRY)
+                heard = [(delivery_of(one.reply).id, one) for one in ours]
                 letters = [letter_of(id_, one.headers or {}, one.data) for id_, one in heard if after < id_ <= newest]
                 if not letters:
                     return

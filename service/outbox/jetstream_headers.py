@@ -69,13 +69,19 @@ def entry_headers(entry: Entry, queued_at: int, answer_to: str) -> dict[str, str
 
 
 def replay_headers(letter: DeadLetter, queued_at: int) -> dict[str, str]:
-    """The headers of an event that is replayed; its message_id is in the window already, so it has another id there."""
-    return {
-        DUPLICATE_ID: f"replay-{letter.id}-{letter.last_attempt_at}",
+    """The headers of an event that is replayed; its message_id is in the window already, so it has another id there.
+
+    That begins as no encoded message_id can: one that some caller had chosen would have the event taken for stored.
+    """
+    headers = {
+        DUPLICATE_ID: f"%replay-{letter.id}-{letter.last_attempt_at}",
         MESSAGE_ID: percent.encode(letter.message_id),
         ACCEPTED_AT: str(letter.accepted_at),
         QUEUED_AT: str(queued_at),
     }
+    if letter.traceparent:
+        headers[TRACEPARENT] = percent.encode(letter.traceparent)
+    return headers
 
 
 def stored_of(received: Received, delivery: Delivery) -> Stored:
@@ -106,7 +112,7 @@ def letter_headers(stored: Stored, refusal: Refusal, now: int) -> dict[str, str]
         refusal: why.
         now: milliseconds since the epoch.
     """
-    return {
+    headers = {
         DUPLICATE_ID: f"{stored.id}-{stored.queued_at}",
         MESSAGE_ID: percent.encode(stored.message_id),
         ACCEPTED_AT: str(stored.accepted_at),
@@ -117,6 +123,9 @@ def letter_headers(stored: Stored, refusal: Refusal, now: int) -> dict[str, str]
         FIRST_ATTEMPT_AT: str(stored.first_attempt_at or now),
         LAST_ATTEMPT_AT: str(now),
     }
+    if stored.traceparent:
+        headers[TRACEPARENT] = percent.encode(stored.traceparent)
+    return headers
 
 
 def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
@@ -135,6 +144,7 @@ def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
         attempts=int(headers.get(ATTEMPTS, 1)),
         first_attempt_at=int(headers.get(FIRST_ATTEMPT_AT, 0)),
         last_attempt_at=int(headers.get(LAST_ATTEMPT_AT, 0)),
+        traceparent=percent.decode(headers.get(TRACEPARENT, "")),
     )
 
 

@@ -15,7 +15,7 @@ import orjson
 from service.errors import OutboxFullError
 from service.outbox.jetstream_connection import NO_RESPONDERS, UNREACHED_RETRY, Connection, Received
 
-ACK_TIMEOUT = 5.0  # seconds until an acknowledgement that has not come counts as lost
+ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
 GATHER_TIME = 0.002  # seconds for which small calls are gathered where there are many
 GATHER_CALLS = 3  # small calls within that time that are many; a caller who is alone makes fewer
 GATHERED_MOST = 16  # messages of a small call

@@ -15,6 +15,7 @@ from service.outbox.jetstream_connection import API, Connection, Received
 PULL_TIMEOUT = 2.0  # seconds until a pull whose end is not heard of is given up
 BELL_TIME = 30  # seconds for which JetStream keeps a bell
 STATUS: Final = "Status"
+NO_MORE = frozenset({"404", "408"})  # statuses that end a pull because nothing is left, be it at once or after some
 
 
 class Puller:
@@ -32,7 +33,7 @@ class Puller:
         self._inbox = ""
         self._number = 0
         self._left = 0
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[bool] | None = None
         self._pulling = asyncio.Lock()
 
     async def start(self, inbox: str) -> None:
@@ -40,8 +41,10 @@ class Puller:
         self._inbox = inbox
         await self._connection.subscribe(f"{inbox}.*", self._hear)
 
-    async def pull(self, stream: str, consumer: str, batch: int) -> None:
+    async def pull(self, stream: str, consumer: str, batch: int) -> bool:
         """Have up to `batch` messages delivered that are there now; returns once they were heard.
+
+        Returns whether they surely were all of them, up to `batch`: what breaks off in between may leave some out.
 
         Raises:
             OutboxFullError: there is no connection.
@@ -49,7 +52,8 @@ class Puller:
         async with self._pulling:
             self._number += 1
             self._left = batch
-            ended = self._ended = asyncio.get_running_loop().create_future()
+            ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._ended = ended
             try:
                 async with asyncio.timeout(PULL_TIMEOUT):
                     await self._connection.publish(
@@ -57,29 +61,30 @@ class Puller:
                         orjson.dumps({"batch": batch, "no_wait": True}),
                         reply=f"{self._inbox}.{self._number}",
                     )
-                    await ended
+                    return await ended
             except TimeoutError:
-                pass  # what comes later is heard all the same
+                return False  # what comes later is heard all the same
             finally:
                 self._ended = None
 
     def lose(self) -> None:
         """Wait no more: the connection on which messages would come is gone."""
-        self._end()
+        self._end(is_whole=False)
 
-    def _end(self) -> None:
+    def _end(self, *, is_whole: bool) -> None:
         if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+            self._ended.set_result(is_whole)
 
     async def _hear(self, received: Received) -> None:
-        if STATUS in (received.headers or {}):
+        status = (received.headers or {}).get(STATUS)
+        if status is not None:
             if received.subject == f"{self._inbox}.{self._number}":
-                self._end()
+                self._end(is_whole=status in NO_MORE)
             return
         self._heard(received)
         self._left -= 1
         if self._left == 0:
-            self._end()
+            self._end(is_whole=True)
 
 
 class Bell:

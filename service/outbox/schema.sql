@@ -1,4 +1,4 @@
--- The SQLite outbox, schema version 2. Times are milliseconds since the epoch.
+-- The SQLite outbox, schema version 3. Times are milliseconds since the epoch.
 
 -- Events that wait to be delivered. due_at is NULL until the first nak.
 CREATE TABLE event (
@@ -10,7 +10,8 @@ CREATE TABLE event (
   attempts INTEGER NOT NULL DEFAULT 0,
   first_attempt_at INTEGER,
   due_at INTEGER,
-  payload BLOB NOT NULL              -- the serialised Event; last, so that the columns before it are read without it
+  payload BLOB NOT NULL,             -- the serialised Event; behind the columns that are read without it
+  traceparent TEXT NOT NULL DEFAULT ''  -- of the accepting call's span; is read with the payload alone
 ) STRICT;
 CREATE INDEX event_due ON event (due_at) WHERE due_at IS NOT NULL;
 
@@ -36,7 +37,8 @@ CREATE TABLE dead_letter (
   attempts INTEGER NOT NULL,
   first_attempt_at INTEGER NOT NULL,
   last_attempt_at INTEGER NOT NULL,
-  payload BLOB NOT NULL
+  payload BLOB NOT NULL,
+  traceparent TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
 -- What would be slow to count. One row.

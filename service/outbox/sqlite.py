@@ -206,6 +206,18 @@ class SqliteOutbox:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
 
+    def broken(self) -> str | None:
+        """Why nothing works any more. See Outbox.broken."""
+        return self._over
+
+    def unreachable(self) -> str | None:
+        """Why it cannot be relayed from; a file is there, or nothing works."""
+        return self._over
+
+    async def watch(self) -> None:
+        """Return never: nothing ends a file that was opened."""
+        await asyncio.Event().wait()
+
     def full(self) -> str | None:
         """Which bound is reached, in words; None where there is room."""
         if self._over is not None:

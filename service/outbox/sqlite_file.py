@@ -52,11 +52,11 @@ INSERT_SEEN = {
 }
 FORGET_SEEN = {n: f"DELETE FROM seen WHERE at < ? AND digest IN ({','.join('?' * n)})" for n in CHUNKS}  # noqa: S608
 INSERT_EVENT = {
-    n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES {_values(5, n)}"  # noqa: S608
+    n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload, traceparent) VALUES {_values(6, n)}"  # noqa: S608
     for n in CHUNKS
 }
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
-STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at"
+STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at, traceparent"
 
 
 class SqliteFile:
@@ -143,8 +143,8 @@ class SqliteFile:
         first = self._next_id
         self._next_id += len(entries)
         rows = [
-            (first + index, entry.message_id, entry.accepted_at, now, entry.payload)
-            for index, entry in enumerate(entries)
+            (first + index, message_id, accepted_at, now, payload, traceparent)
+            for index, (message_id, payload, accepted_at, traceparent, _) in enumerate(entries)
         ]
         execute = self._connection.execute
         horizon = now - self._window
@@ -193,8 +193,8 @@ class SqliteFile:
         message = event.track if event.HasField("track") else event.identify
         self._connection.execute(
             "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
-            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 stored.message_id,
                 stored.payload,
@@ -208,6 +208,7 @@ class SqliteFile:
                 event.track.event if event.HasField("track") else "identify",
                 message.user_id,
                 message.anonymous_id,
+                stored.traceparent,
             ),
         )
         self.ack([stored], change)
@@ -320,8 +321,8 @@ class SqliteFile:
         letters, reached = self.list_dead_letters(which, after, MOVED_MOST, newest)
         for letter in letters:
             self._connection.execute(
-                "INSERT INTO event (id, message_id, accepted_at, queued_at, payload) VALUES (?, ?, ?, ?, ?)",
-                (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload),
+                INSERT_EVENT[1],
+                (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
             )
             self._next_id += 1
             self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))

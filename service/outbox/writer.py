@@ -126,7 +126,9 @@ class Writer:
                 ids = self._file.put(entries, now, change)
                 if self._tail.is_whole:
                     new = [
-                        Stored(id_, *entry[:3], now, 0, None) for id_, entry in zip(ids, entries, strict=True) if id_
+                        Stored(id_, message_id, payload, accepted_at, now, 0, None, traceparent)
+                        for id_, (message_id, payload, accepted_at, traceparent, _) in zip(ids, entries, strict=True)
+                        if id_
                     ]
                 start = 0
                 for some, future in work.puts:

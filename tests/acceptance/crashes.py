@@ -16,7 +16,7 @@ import grpc
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
 from service.sandbox import Behaviour, Sandbox
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
+from tests.acceptance.processes import LOOK_INTERVAL, TOKEN, ServerProcess, settings_for
 from tests.support.waiting import until
 
 LONERS = 8  # clients with one event at a time
@@ -31,7 +31,6 @@ STILLBORN_SHARE = 0.15  # of all lives, those that end before they serve, or jus
 STILLBORN_MOST = 1.2  # seconds
 KEEP = 1_000_000  # records that the sandbox keeps between two kills
 DRAIN_DEADLINE = 300.0  # seconds from the end of the faults to an empty outbox
-LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
 ANSWER_DEADLINE = 30.0  # seconds for any answer
 
 SEED_VARIABLE = "ORACLE_SEED"
@@ -138,6 +137,7 @@ class CrashRun:
         text_most: see Events.
         environment: further variables of the server.
         after_kill: what happens to the disk once the process is dead.
+        workers: relay workers of the server; a life begins with them, as they take as long to start as most lives last.
     """
 
     outbox: Path
@@ -145,6 +145,7 @@ class CrashRun:
     text_most: int = 60
     environment: Mapping[str, str] = field(default_factory=dict)
     after_kill: Callable[[], None] = lambda: None
+    workers: int = 0
     kills: int = 0
     seconds: float = 0.0
 
@@ -158,7 +159,7 @@ class CrashRun:
         """Kill the server so many times, then wait until the outbox is empty, see that an event flows, and judge."""
         start = time.monotonic()
         async with running_sandbox(seed=self.seed) as sandbox:
-            settings = settings_for(self.outbox, sandbox)
+            settings = settings_for(self.outbox, sandbox, relay_workers=str(self.workers))
             for _ in range(kills):
                 await self._live(sandbox, settings)
                 self.kills += 1
@@ -180,6 +181,7 @@ class CrashRun:
                         await server.serving()
             else:
                 await server.serving()
+                await server.until_workers(self.workers)
                 await self._send_until_killed(server, sandbox)
         finally:
             await server.kill()

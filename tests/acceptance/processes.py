@@ -23,15 +23,16 @@ TOKEN = "acceptance-token"
 START_DEADLINE = 30.0  # seconds from the start of a process to its `serving` line
 STOP_DEADLINE = 30.0  # seconds from SIGTERM to the end of a process
 LOG_LINE_MOST = 1024 * 1024  # bytes; a traceback is one line
+LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
 LOG_LINES_KEPT = 200  # of a process, for what is said when it fails
 PAGE_SIZE = 1000  # dead letters a page
 
 
-def settings_for(outbox: Path, sandbox: Sandbox, **settings: str) -> dict[str, str]:
+def settings_for(outbox: Path | str, sandbox: Sandbox, **settings: str) -> dict[str, str]:
     """The variables that `serve` gets: ports that are free, and retries that do not take a test's whole time.
 
     Args:
-        outbox: the outbox file.
+        outbox: the outbox file, or the URL of NATS servers.
         sandbox: a running sandbox.
         settings: further settings, lower case and without the prefix; they win.
     """
@@ -40,7 +41,7 @@ def settings_for(outbox: Path, sandbox: Sandbox, **settings: str) -> dict[str, s
         "api_url": sandbox.url,
         "grpc_listen": "127.0.0.1:0",
         "metrics_listen": "127.0.0.1:0",
-        "outbox_url": f"sqlite:///{outbox}",
+        "outbox_url": outbox if isinstance(outbox, str) else f"sqlite:///{outbox}",
         "disk_free_floor": "0",
         "retry_max_delay": "500ms",
         "request_timeout": "5s",
@@ -65,16 +66,21 @@ class ServerProcess:
     """The latest lines of its log."""
 
     @classmethod
-    async def spawn(cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None) -> "ServerProcess":
+    async def spawn(
+        cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None, role: str = "all"
+    ) -> "ServerProcess":
         """Start the process; it does not serve yet.
 
         Args:
             settings: all POINTILLIST_ variables; those of the test's own environment are not handed on.
             environment: further variables.
+            role: what it does of the two things.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POINTILLIST_")}
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
+            "--role",
+            role,
             cwd=PROJECT,
             env=inherited | dict(settings) | dict(environment or {}),
             stdin=asyncio.subprocess.DEVNULL,
@@ -85,13 +91,15 @@ class ServerProcess:
         return cls(process)
 
     @classmethod
-    async def start(cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None) -> "ServerProcess":
+    async def start(
+        cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None, role: str = "all"
+    ) -> "ServerProcess":
         """Start the process and wait until it serves.
 
         Raises:
             AssertionError: it ended before, with the end of its log.
         """
-        server = await cls.spawn(settings, environment)
+        server = await cls.spawn(settings, environment, role)
         await server.serving()
         return server
 
@@ -163,6 +171,12 @@ class ServerProcess:
                 label = ",".join(sample.labels.values())
                 found[f"{name}{{{label}}}" if label else name] = sample.value
         return found
+
+    async def until_workers(self, count: int) -> None:
+        """Wait until so many relay workers are there."""
+        async with asyncio.timeout(START_DEADLINE):
+            while (await self.metrics())["relay_workers"] < count:  # noqa: ASYNC110  another process counts
+                await asyncio.sleep(LOOK_INTERVAL)
 
     async def dead_letters(self) -> list[dead_letter_service_pb2.DeadLetter]:
         """Every dead letter, page by page."""

@@ -1,7 +1,8 @@
-"""The oracle for as long as one likes: `python -m tests.acceptance.soak --kills 200`.
+"""The oracle for as long as one likes: `python -m tests.acceptance.soak --kills 200`, or `--outbox nats --kills 100`.
 
-ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where anything was lost, invented or
-changed.
+With the outbox in a file the server is killed; with NATS three replicas and the three servers of a cluster are, one at
+a time, or stopped for a while. ORACLE_SEED sets the seed of what is drawn. Prints a table, and ends with 1 where
+anything was lost, invented or changed.
 """
 
 import argparse
@@ -14,23 +15,32 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.acceptance.crashes import CrashRun, drawn_seed
+from tests.acceptance.nats_crashes import NatsCrashRun
 from tests.acceptance.oracle import Verdict
 
-KILLS = 200
+KILLS = {"sqlite": 200, "nats": 100}
 PROGRESS_EVERY = 10  # kills
+NODES = 3  # nats-servers
+STOP_SHARE = 0.15  # of the kills of replicas and nats-servers, those that are a stop for some seconds instead
 
 
-def tell(run: CrashRun) -> None:
+def tell(run: CrashRun | NatsCrashRun) -> None:
     """Say on standard error how far it is."""
-    if run.kills % PROGRESS_EVERY == 0:
-        sys.stderr.write(f"{run.kills} kills, {len(run.ledger.accepted)} events accepted, {run.seconds:.0f} s\n")
+    kills = run.kills if isinstance(run, CrashRun) else run.kills.total()
+    if kills % PROGRESS_EVERY == 0:
+        sys.stderr.write(f"{kills} kills, {len(run.ledger.accepted)} events accepted, {run.seconds:.0f} s\n")
 
 
-def table(run: CrashRun, verdict: Verdict) -> Table:
+def table(run: CrashRun | NatsCrashRun, verdict: Verdict) -> Table:
     """The whole run in a few lines."""
+    killed: dict[str, int]
+    if isinstance(run, CrashRun):
+        killed = {"kills": run.kills}
+    else:
+        killed = dict(sorted(run.kills.items())) | {"calls told to try again": run.clients.refused}
     rows = {
         "seed": run.seed,
-        "kills": run.kills,
+        **killed,
         "events sent": verdict.ledger.sent,
         "accepted": len(verdict.ledger.accepted),
         "sent again": len(verdict.ledger.repeated),
@@ -50,9 +60,13 @@ def table(run: CrashRun, verdict: Verdict) -> Table:
     return shown
 
 
-async def soak(kills: int, seed: int, folder: Path) -> int:
+async def soak(outbox: str, kills: int, workers: int, seed: int, folder: Path) -> int:
     """Run, and print the table; returns the exit code."""
-    run = CrashRun(folder / "outbox.db", seed)
+    run: CrashRun | NatsCrashRun
+    if outbox == "sqlite":
+        run = CrashRun(folder / "outbox.db", seed, workers=workers)
+    else:
+        run = NatsCrashRun(folder / "nats", seed, NODES, stop_share=STOP_SHARE)
     verdict = await run.run(kills, tell)
     console = Console(width=80)
     console.print(table(run, verdict))
@@ -66,10 +80,13 @@ async def soak(kills: int, seed: int, folder: Path) -> int:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.acceptance.soak")
-    parser.add_argument("--kills", type=int, default=KILLS, help="how often the server is killed")
+    parser.add_argument("--outbox", choices=KILLS, default="sqlite", help="where events are kept")
+    parser.add_argument("--kills", type=int, help=f"how often something is killed; without it {KILLS}")
+    parser.add_argument("--workers", type=int, default=0, help="POINTILLIST_RELAY_WORKERS, for the outbox on SQLite")
     given = parser.parse_args()
+    kills = KILLS[given.outbox] if given.kills is None else given.kills
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        sys.exit(asyncio.run(soak(given.kills, drawn_seed(), Path(folder))))
+        sys.exit(asyncio.run(soak(given.outbox, kills, given.workers, drawn_seed(), Path(folder))))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,21 +13,11 @@ from pointillist_destination.v1 import event_service_pb2_grpc as event_grpc
 from service.sandbox import Behaviour
 from tests.integration.processes import PROJECT, running_sandbox, running_server
 from tests.support.events import track
+from tests.support.recipes import recipes_of
 from tests.support.waiting import DEADLINE
 
 COOKBOOK = PROJECT / "docs" / "grpcurl.md"
 ADDRESS = "localhost:50051"
-RECIPE = re.compile(r"```sh\n(?P<command>.*?)```\n\n```\n(?P<expected>.*?)```\n", re.DOTALL)
-ANY_LINES = "…"  # alone on a line: any lines; within one: anything
-
-
-def _pattern(expected: str) -> re.Pattern[str]:
-    """What the output has to look like, whatever the spaces within its lines."""
-    lines = []
-    for line in expected.splitlines():
-        words = r"[ \t]+".join(re.escape(word).replace("…", ".*?") for word in line.split())
-        lines.append(r"(?:.*\n)*?" if line == ANY_LINES else rf"[ \t]*{words}[ \t]*\n")
-    return re.compile("".join(lines))
 
 
 async def _run(command: str) -> str:
@@ -59,18 +48,15 @@ async def _refuse_two(address: str) -> None:
 
 
 async def test_every_command_does_what_the_page_says(tmp_path: Path) -> None:
-    recipes = list(RECIPE.finditer(COOKBOOK.read_text()))
-    assert len(recipes) == COOKBOOK.read_text().count("```sh")
-
     # given
     async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
         sandbox.behaviour = Behaviour({"400": 1.0})
         await _refuse_two(server.address)
         sandbox.behaviour = Behaviour()
 
-        for recipe in recipes:
+        for recipe in recipes_of(COOKBOOK):
             # when
-            said = await _run(recipe["command"].replace(ADDRESS, server.address))
+            said = await _run(recipe.command.replace(ADDRESS, server.address))
 
             # then
-            assert _pattern(recipe["expected"]).match(said), f"{recipe['command']}\n{said}"
+            assert recipe.is_met_by(said), f"{recipe.command}\n{said}"

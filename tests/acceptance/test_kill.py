@@ -16,12 +16,14 @@ BATCHES = 10_000  # far more than are answered before the kill
 ANSWERED = 40  # batches that are answered before the kill, at least
 
 
-async def test_every_event_that_was_counted_as_accepted_reaches_pointillist_after_a_kill(tmp_path: Path) -> None:
+async def test_every_event_that_was_counted_as_accepted_reaches_pointillist_after_a_kill(
+    tmp_path: Path, relay_workers: str
+) -> None:
     accepted: set[str] = set()
     async with running_sandbox() as sandbox:
         # given a server in the middle of a stream
         async with (
-            running_server(sandbox, tmp_path) as server,
+            running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             call = EventServiceStub(channel).BatchSend()
@@ -42,7 +44,7 @@ async def test_every_event_that_was_counted_as_accepted_reaches_pointillist_afte
         assert len(accepted) > BATCH * ANSWERED
 
         # then
-        async with running_server(sandbox, tmp_path):
+        async with running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers):
             taken: set[str] = set()
             async with asyncio.timeout(30):
                 while not accepted <= taken:

@@ -39,10 +39,22 @@ async def test_no_acknowledged_event_is_lost_with_the_portable_http_client_eithe
     assert verdict.evidence.duplicates > 0
 
 
-async def test_a_delivery_that_was_not_settled_before_the_kill_is_repeated_after_it(tmp_path: Path) -> None:
+@pytest.mark.long
+async def test_no_acknowledged_event_is_lost_with_relay_workers_either(tmp_path: Path) -> None:
+    run = CrashRun(tmp_path / "outbox.db", drawn_seed(), workers=2)
+
+    verdict = await run.run(KILLS)
+
+    assert verdict.faults == {}
+    assert verdict.evidence.duplicates > 0
+
+
+async def test_a_delivery_that_was_not_settled_before_the_kill_is_repeated_after_it(
+    tmp_path: Path, relay_workers: str
+) -> None:
     events = Events("repeat")
     async with running_sandbox(Behaviour(delay=60.0)) as sandbox:
-        settings = settings_for(tmp_path / "outbox.db", sandbox, request_timeout="90s")
+        settings = settings_for(tmp_path / "outbox.db", sandbox, request_timeout="90s", relay_workers=relay_workers)
 
         # given a record that Pointillist has taken, and whose answer is on its way
         server = await ServerProcess.start(settings)

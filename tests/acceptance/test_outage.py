@@ -21,6 +21,7 @@ import pytest
 from service.answer import Answer
 from service.deliveries import Deliveries
 from service.flow import Flow, State
+from service.lanes import Lanes
 from service.mapping_file import load_mapping
 from service.outbox.room import Bounds
 from service.outbox.sqlite import SqliteOutbox
@@ -93,8 +94,7 @@ async def live_through_an_outage(events: int, folder: Path) -> dict[str, Any]:
     mapping = load_mapping(None)
     relay = Relay(
         outbox=outbox,
-        mapping=lambda: mapping,
-        pointillist=pointillist,
+        courier=Lanes(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
         flow=flow,
         deliveries=Deliveries(),
         metrics=metrics,

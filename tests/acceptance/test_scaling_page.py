@@ -53,8 +53,8 @@ async def _going_on(command: str, folder: Path) -> AsyncIterator[str]:
 
 
 def _own_address(command: str) -> str:
-    """The address on which a command of the page has its program listen: the last that it names."""
-    return list(re.finditer(ADDRESS, command))[-1][0]
+    """The address on which a command of the page has its program listen."""
+    return str(re.findall(ADDRESS, command)[-1])
 
 
 def _is_as(expected: str, said: str) -> bool:

@@ -6,6 +6,7 @@ with files that change into rubbish; then all that it said is searched.
 
 import asyncio
 import hashlib
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import nkeys
 import pytest
 from pydantic import SecretStr
 
@@ -23,10 +25,12 @@ from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, SendO
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.app import App
 from service.callers import CallersFile
+from service.outbox.choice import nats_access
 from service.sandbox import Behaviour, Sandbox
 from service.settings import FileToken, Settings, load_settings
 from tests.acceptance.processes import ServerProcess, settings_for
 from tests.support.events import event, track
+from tests.support.nats import nats_running
 from tests.support.waiting import until
 
 API_TOKEN = "planted-api-token-4b1d"
@@ -35,6 +39,17 @@ CALLER_TOKEN = "planted-caller-token-9c2e"
 WRONG_TOKEN = "planted-wrong-token-51aa"
 CONTENT = "planted-property-value-e03f"
 USER = "planted-user-id-6d40"
+NATS_USER = "destination"
+NATS_PASSWORD = "planted-nats-password-0f3a"
+NATS_JWT = "planted-nats-jwt-1be8"
+CREDENTIALS = """-----BEGIN NATS USER JWT-----
+{jwt}
+------END NATS USER JWT------
+
+-----BEGIN USER NKEY SEED-----
+{seed}
+------END USER NKEY SEED------
+"""
 SECRETS = (API_TOKEN, NEW_API_TOKEN, CALLER_TOKEN, WRONG_TOKEN, CONTENT, USER)
 BEARER = (("authorization", f"Bearer {CALLER_TOKEN}"),)
 ANSWERS = ("200", "400", "401", "408", "429", "500", "drop", "truncate")
@@ -100,7 +115,9 @@ async def call_rightly_and_wrongly(address: str, first: int) -> list[str]:
     return said
 
 
-async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, sandbox: Sandbox) -> None:
+async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(
+    tmp_path: Path, sandbox: Sandbox, relay_workers: str
+) -> None:
     # given
     files = {name: tmp_path / name for name in ("token", "callers.toml", "mapping.toml")}
     files["token"].write_text(API_TOKEN)
@@ -116,6 +133,7 @@ async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, s
         request_timeout="1s",
         retry_max_delay="50ms",
         shutdown_grace="1s",
+        relay_workers=relay_workers,
     )
     del settings["POINTILLIST_API_TOKEN"]
     server = await ServerProcess.start(settings)
@@ -152,14 +170,79 @@ async def test_no_secret_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, s
         assert [one for one in said if secret in one] == []
 
 
+async def test_no_secret_of_nats_is_in_a_log_line_a_metric_or_an_error(tmp_path: Path, sandbox: Sandbox) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER).decode()
+    users = f'{{user: "{NATS_USER}", password: "{NATS_PASSWORD}"}}, {{nkey: "{public_key(seed)}"}}'
+    credentials = tmp_path / "nats.creds"
+    credentials.write_text(CREDENTIALS.format(jwt=NATS_JWT, seed=seed))
+    with nats_running(tmp_path / "nats", f"authorization {{ users: [{users}] }}") as nats:
+
+        def settings(password: str, **more: str) -> dict[str, str]:
+            url = f"nats://{NATS_USER}:{password}@127.0.0.1:{nats.port}"
+            return settings_for(url, sandbox, log_level="debug", **more)
+
+        # given a server that NATS knows, and two that it does not
+        servers = [
+            await ServerProcess.spawn(settings(NATS_PASSWORD)),
+            await ServerProcess.spawn(settings(WRONG_TOKEN)),
+            await ServerProcess.spawn(settings(NATS_PASSWORD, nats_credentials_file=str(credentials))),
+        ]
+        said: list[str] = []
+        try:
+            await asyncio.gather(*(server.serving() for server in servers))
+            # when
+            codes = [await call_once(server.address, 1, said) for server in servers]
+            nats.stop(signal.SIGKILL)
+            await until(lambda: any("not reached any more" in line for line in servers[0].log))
+            codes.append(await call_once(servers[0].address, 2, said))
+            async with aiohttp.ClientSession() as client:
+                for server in servers:
+                    async with client.get(server.metrics_url) as response:
+                        said.append(await response.text())
+        finally:
+            for server in servers:
+                await server.kill()
+                said += server.log
+
+    # then it went as it should
+    assert codes == [grpc.StatusCode.OK, *[grpc.StatusCode.UNAVAILABLE] * 3]
+    assert any("Authorization Violation" in one for one in said)
+    # and nothing of it shows
+    for secret in (NATS_PASSWORD, WRONG_TOKEN, NATS_JWT, seed):
+        assert [one for one in said if secret in one] == []
+
+
+def public_key(seed: str) -> str:
+    """What a NATS server knows the owner of a seed by."""
+    key: bytes = nkeys.from_seed(seed.encode()).public_key
+    return key.decode()
+
+
+async def call_once(address: str, number: int, said: list[str]) -> grpc.StatusCode:
+    """Send an event; gives the status, and keeps what an error said."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = EventServiceStub(channel).Track(TrackRequest(track=track(number)), timeout=20)
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            said.append(f"{error.details()} {error.trailing_metadata()!r}")
+        return await call.code()
+
+
 async def test_no_secret_is_in_a_repr(tmp_path: Path) -> None:
     token_file, callers_file = tmp_path / "token", tmp_path / "callers.toml"
     token_file.write_text(API_TOKEN)
     callers_file.write_text(callers())
-    environ = {"POINTILLIST_API_TOKEN": API_TOKEN, "POINTILLIST_CALLERS_FILE": str(callers_file)}
+    environ = {
+        "POINTILLIST_API_TOKEN": API_TOKEN,
+        "POINTILLIST_CALLERS_FILE": str(callers_file),
+        "POINTILLIST_OUTBOX_URL": f"nats://{NATS_USER}:{NATS_PASSWORD}@127.0.0.1:4222",
+    }
     settings = load_settings(environ)
     shown = [
         settings,
+        settings.nats_servers,
+        nats_access(settings),
         Settings(api_token=SecretStr(API_TOKEN)),
         settings.require_token(),
         FileToken(token_file),
@@ -169,5 +252,5 @@ async def test_no_secret_is_in_a_repr(tmp_path: Path) -> None:
         CallersFile(callers_file).current().find(CALLER_TOKEN),
         settings.model_dump(mode="json"),
     ]
-    for secret in (API_TOKEN, CALLER_TOKEN, digest(CALLER_TOKEN)):
+    for secret in (API_TOKEN, CALLER_TOKEN, digest(CALLER_TOKEN), NATS_PASSWORD):
         assert secret not in repr(shown) + str(shown)

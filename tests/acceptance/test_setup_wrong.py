@@ -142,12 +142,13 @@ def with_token_file(settings: dict[str, str], path: Path) -> dict[str, str]:
     }
 
 
-async def test_a_wrong_token_loses_nothing_and_the_right_one_in_its_file_mends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "2"])
+async def test_a_wrong_token_loses_nothing_and_the_right_one_in_its_file_mends_it(tmp_path: Path, workers: str) -> None:
     token = tmp_path / "token"
     token.write_text(WRONG_TOKEN, encoding="utf-8")
     async with (
         sandboxed() as sandbox,
-        serving(with_token_file(settings_for(tmp_path / "outbox.db", sandbox), token)) as server,
+        serving(with_token_file(settings_for(tmp_path / "outbox.db", sandbox, relay_workers=workers), token)) as server,
     ):
         # given
         await server.send(50)
@@ -171,7 +172,7 @@ async def test_a_wrong_token_loses_nothing_and_the_right_one_in_its_file_mends_i
         assert sorted(story[1:]) == [("relay flows", "", ""), ("the API token changed", "", "")]
 
 
-async def test_no_token_is_ever_told_in_the_log_the_metrics_or_an_error(tmp_path: Path) -> None:
+async def test_no_token_is_ever_told_in_the_log_the_metrics_or_an_error(tmp_path: Path, relay_workers: str) -> None:
     def echo(request: web.BaseRequest) -> web.Response:
         token = request.headers["apiToken"]
         return web.Response(status=401 if token == WRONG_TOKEN else 400, text=f"what is {token} to me?")
@@ -179,7 +180,7 @@ async def test_no_token_is_ever_told_in_the_log_the_metrics_or_an_error(tmp_path
     token = tmp_path / "token"
     token.write_text(WRONG_TOKEN, encoding="utf-8")
     async with Web(echo).running() as pointillist:
-        settings = with_token_file(settings_for(tmp_path / "outbox.db", Sandbox()), token)
+        settings = with_token_file(settings_for(tmp_path / "outbox.db", Sandbox(), relay_workers=relay_workers), token)
         settings |= {"POINTILLIST_API_URL": pointillist.url, "POINTILLIST_LOG_LEVEL": "debug"}
         async with serving(settings) as server:
             # given
@@ -207,11 +208,11 @@ async def test_no_token_is_ever_told_in_the_log_the_metrics_or_an_error(tmp_path
 
 
 async def test_a_first_day_on_which_everything_is_refused_costs_a_hundred_dead_letters_and_no_event(
-    tmp_path: Path,
+    tmp_path: Path, relay_workers: str
 ) -> None:
     async with (
         sandboxed(Behaviour({"400": 1.0})) as sandbox,
-        serving(settings_for(tmp_path / "outbox.db", sandbox)) as server,
+        serving(settings_for(tmp_path / "outbox.db", sandbox, relay_workers=relay_workers)) as server,
     ):
         # given
         await server.send(300)
@@ -237,13 +238,13 @@ async def test_a_first_day_on_which_everything_is_refused_costs_a_hundred_dead_l
 
 
 @pytest.mark.parametrize("client", ["pyreqwest", "httpx2"])
-async def test_a_redirect_is_not_followed_and_loses_nothing(tmp_path: Path, client: str) -> None:
+async def test_a_redirect_is_not_followed_and_loses_nothing(tmp_path: Path, client: str, relay_workers: str) -> None:
     elsewhere = Web(lambda _: web.Response(text="thank you for the token"))
     async with elsewhere.running():
         statuses = cycle(REDIRECTS)
         redirecting = Web(lambda _: web.Response(status=next(statuses), headers={"Location": elsewhere.url}))
         async with redirecting.running():
-            settings = settings_for(tmp_path / "outbox.db", Sandbox(), http_client=client)
+            settings = settings_for(tmp_path / "outbox.db", Sandbox(), http_client=client, relay_workers=relay_workers)
             async with serving(settings | {"POINTILLIST_API_URL": redirecting.url}) as server:
                 # given
                 await server.send(50)

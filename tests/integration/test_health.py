@@ -1,5 +1,7 @@
 """Health and reflection over real sockets."""
 
+import ctypes
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -85,6 +87,22 @@ async def test_a_full_outbox_turns_readiness_until_a_tenth_is_free(tmp_path: Pat
         server.sandbox.behaviour = Behaviour()
         await until_health(server.channel, "", SERVING)
         await until_health(server.channel, NAME, SERVING)
+
+
+async def test_a_writer_of_the_outbox_that_ends_turns_liveness_and_readiness(server: Serving) -> None:
+    # given
+    await server.events.Track(TrackRequest(track=track()))
+    assert await server.health("liveness") == SERVING
+    [writer] = [thread for thread in threading.enumerate() if thread.name == "outbox-writer"]
+
+    # when it ends of something that nobody foresaw, which only Python itself can bring about
+    assert writer.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(writer.ident), ctypes.py_object(SystemExit))
+
+    # then
+    for name in ("liveness", "", NAME):
+        await until_health(server.channel, name, NOT_SERVING)
+    assert not writer.is_alive()
 
 
 async def test_health_is_served_alone_where_asked_for(tmp_path: Path) -> None:

@@ -96,6 +96,21 @@ async def test_events_are_fetched_oldest_first_and_as_they_were_put(outbox: Outb
     assert await message_ids(outbox, 1) == ["m-4"]
 
 
+@pytest.mark.parametrize("is_read_back", [False, True], ids=["from memory", "from the store"])
+async def test_an_event_is_fetched_with_the_traceparent_it_was_put_with(
+    backend: Backend, clock: HandClock, is_read_back: bool
+) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with backend.open(clock) as outbox:
+        await outbox.fetch(1)  # from here on what is put stays in memory
+        await outbox.put([entry(1)._replace(traceparent=traceparent), entry(2)])
+        if not is_read_back:
+            assert [stored.traceparent for stored in await take(outbox, 2)] == [traceparent, ""]
+            return
+    async with backend.open(clock) as outbox:
+        assert [stored.traceparent for stored in await take(outbox, 2)] == [traceparent, ""]
+
+
 async def test_a_fetched_event_is_not_fetched_again(outbox: Outbox) -> None:
     await outbox.put(entries(3))
     await take(outbox, 3)

@@ -115,6 +115,20 @@ async def test_dead_letters_are_replayed_by_any_filter(
     assert await message_ids(outbox, len(expected)) == [f"m-{number}" for number in expected]
 
 
+async def test_an_event_keeps_its_traceparent_as_a_dead_letter_and_after_its_replay(outbox: Outbox) -> None:
+    # given
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await bury(outbox, [entry(1)._replace(traceparent=traceparent), entry(2)])
+
+    # when
+    letters = await outbox.list_dead_letters(ALL, after=0, limit=10)
+    await outbox.replay_dead_letters(ALL)
+
+    # then
+    assert [letter.traceparent for letter in letters] == [traceparent, ""]
+    assert [stored.traceparent for stored in await take(outbox, 2)] == [traceparent, ""]
+
+
 async def test_dead_letters_are_listed_page_by_page(outbox: Outbox) -> None:
     await bury(outbox, entries(5))
     first = await outbox.list_dead_letters(ALL, after=0, limit=3)

@@ -1,4 +1,4 @@
-"""An outbox file of the first schema: brought up to this one with nothing lost, or left as it was."""
+"""An outbox file of an earlier schema: brought up to this one with nothing lost, or left as it was."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxUnusableError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal
+from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
 from service.outbox.sqlite_open import SCHEMA_VERSION
 from tests.support.clock import START, HandClock
 from tests.support.events import ACCEPTED_AT, entry
 from tests.support.outboxes import opened
 
-SCHEMA_1 = Path(__file__).parents[1] / "data" / "outbox_schema_1.sql"
+DATA = Path(__file__).parents[1] / "data"
+SCHEMA_1, SCHEMA_2 = ((DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2))
 WAITING = 40
 TRIED = 7  # the id of the one that was tried three times and waits for its time
 REPLAYED = 9  # the id of the one that was a dead letter and was replayed an hour after it was accepted
@@ -35,7 +36,7 @@ def old_file(tmp_path: Path) -> Path:
     """A file of the first schema, with events that wait and dead letters."""
     path = tmp_path / "outbox.db"
     with database(path) as connection:
-        connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+        connection.executescript(SCHEMA_1)
         size = 0
         for id_ in range(1, WAITING + 1):
             message_id, payload, accepted_at = entry(id_)[:3]
@@ -49,7 +50,7 @@ def old_file(tmp_path: Path) -> Path:
             digest = blake2b(message_id.encode(), digest_size=16).digest()
             connection.execute("INSERT INTO seen VALUES (?, ?, ?)", (id_, digest, accepted_at))
         for number in range(1, DEAD + 1):
-            message_id, payload, accepted_at = entry(1_000 + number)[:3]
+            message_id, payload, accepted_at = _of(1_000 + number)
             connection.execute(
                 "INSERT INTO dead_letter (message_id, accepted_at, event_type, user_id, anonymous_id, reason, status,"
                 " detail, attempts, first_attempt_at, last_attempt_at, payload)"
@@ -140,16 +141,47 @@ async def test_a_file_brought_up_is_opened_again_without_another_change(old_file
     assert dump(old_file) == once
 
 
-async def test_a_file_brought_up_has_the_tables_and_indexes_of_a_new_one(old_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
+async def test_a_file_brought_up_has_the_tables_and_indexes_of_a_new_one(schema: str, tmp_path: Path) -> None:
     def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
         with database(path) as connection:
             names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema ORDER BY name")]
             return {name: connection.execute(f"PRAGMA table_xinfo('{name}')").fetchall() for name in names}
 
+    old_file = tmp_path / "old.db"
+    with database(old_file) as connection:
+        connection.executescript(schema)
     async with opened(old_file, HandClock(START)), opened(tmp_path / "new.db", HandClock(START)):
         pass
 
     assert columns(old_file) == columns(tmp_path / "new.db")
+
+
+async def test_a_file_of_the_second_schema_keeps_what_waits_and_its_dead_letters(tmp_path: Path) -> None:
+    # given
+    path = tmp_path / "outbox.db"
+    message_id, payload, accepted_at = _of(1)
+    with database(path) as connection:
+        connection.executescript(SCHEMA_2)
+        connection.execute(
+            "INSERT INTO event VALUES (7, ?, ?, ?, 2, ?, ?, ?)",
+            (message_id, accepted_at, accepted_at + 1, accepted_at + 2, accepted_at + 3, payload),
+        )
+        connection.execute(
+            "INSERT INTO dead_letter VALUES (3, ?, ?, 'Order Completed', 'u-1', '', '400', 400, 'no', 1, 5, 6, ?)",
+            (message_id, accepted_at, payload),
+        )
+        connection.execute("UPDATE counter SET events = 1, bytes = ?, dead_letters = 1", (len(payload),))
+
+    # when
+    async with opened(path, HandClock(START)) as outbox:
+        [stored] = await outbox.fetch(10, early=True)
+        [letter] = await outbox.list_dead_letters(DeadLetterFilter(), after=0, limit=10)
+
+    # then
+    at = accepted_at
+    assert stored == Stored(7, message_id, payload, at, at + 1, 2, at + 2, traceparent="")
+    assert letter == DeadLetter(3, message_id, payload, at, Refusal("400", 400, "no"), 1, 5, 6, traceparent="")
 
 
 async def test_a_migration_that_fails_half_way_leaves_the_file_as_it_was(old_file: Path) -> None:

@@ -84,6 +84,7 @@ async def test_an_outbox_whose_writer_ended_takes_nothing_and_says_so(path: Path
 
         # then
         assert "writer has ended" in (outbox.full() or "")
+        assert "writer has ended" in (outbox.broken() or "")
         with pytest.raises(OutboxFullError, match="writer has ended"):
             await outbox.put([entry(2)])
         with pytest.raises(OutboxFullError, match="writer has ended"):

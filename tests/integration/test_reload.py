@@ -153,14 +153,15 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
+async def serving(folder: Path, workers: str = "0") -> AsyncIterator[Running]:
     """Run a sandbox, and a server process with a mapping file."""
     file = folder / "mapping.toml"
     file.write_text(mapping("One"), encoding="utf-8")
     sandbox = Sandbox(api_token=TOKEN)
     await sandbox.start("127.0.0.1", 0)
     try:
-        server = await ServerProcess.start(settings_for(folder / "outbox.db", sandbox, mapping_file=str(file)))
+        settings = settings_for(folder / "outbox.db", sandbox, mapping_file=str(file), relay_workers=workers)
+        server = await ServerProcess.start(settings)
         try:
             async with grpc.aio.insecure_channel(server.address) as channel:
                 yield Running(server, sandbox, file, channel)
@@ -177,10 +178,11 @@ def replace(path: Path, text: str) -> None:
     path.with_suffix(".new").replace(path)
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 async def test_a_running_server_takes_up_good_mappings_and_keeps_the_last_one_where_a_new_one_is_bad(
-    tmp_path: Path,
+    tmp_path: Path, workers: str
 ) -> None:
-    async with serving(tmp_path) as running:
+    async with serving(tmp_path, workers) as running:
         sources = [await running.deliver()]
 
         replace(running.file, mapping("Another"))
@@ -198,8 +200,8 @@ async def test_a_running_server_takes_up_good_mappings_and_keeps_the_last_one_wh
         assert len(running.said("the mapping")) == 2
 
 
-async def test_sighup_has_a_running_server_read_its_mapping_again(tmp_path: Path) -> None:
-    async with serving(tmp_path) as running:
+async def test_sighup_has_a_running_server_read_its_mapping_again(tmp_path: Path, relay_workers: str) -> None:
+    async with serving(tmp_path, relay_workers) as running:
         # given: a file that is the same one by all that can be seen without reading it
         await running.deliver()
 
@@ -216,8 +218,8 @@ async def test_sighup_has_a_running_server_read_its_mapping_again(tmp_path: Path
         assert running.server.is_running
 
 
-async def test_sighup_has_a_paused_relay_try_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path) as running:
+async def test_sighup_has_a_paused_relay_try_at_once(tmp_path: Path, relay_workers: str) -> None:
+    async with serving(tmp_path, relay_workers) as running:
         # given: a relay whose next probe is seconds away
         await running.sandbox.stop()
         stub = event_service_pb2_grpc.EventServiceStub(running.channel)

@@ -24,9 +24,9 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_an_idle_server_with_exit_code_0(
-    sandbox: Sandbox, tmp_path: Path, number: signal.Signals
+    sandbox: Sandbox, tmp_path: Path, number: signal.Signals, relay_workers: str
 ) -> None:
-    async with running_server(sandbox, tmp_path) as server:
+    async with running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server:
         server.process.send_signal(number)
         assert (await end(server.process)).code == 0
 
@@ -79,11 +79,13 @@ async def test_a_stream_is_answered_for_what_it_took_and_ends_unavailable(sandbo
         assert (await end(server.process)).code == 0
 
 
-async def test_what_was_not_delivered_is_delivered_after_the_restart(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_what_was_not_delivered_is_delivered_after_the_restart(
+    sandbox: Sandbox, tmp_path: Path, relay_workers: str
+) -> None:
     # given
     sandbox.behaviour = Behaviour({"503": 1})
     async with (
-        running_server(sandbox, tmp_path) as server,
+        running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         for number in range(20):
@@ -100,11 +102,15 @@ async def test_what_was_not_delivered_is_delivered_after_the_restart(sandbox: Sa
 
 
 async def test_a_delivery_that_hangs_does_not_hold_the_shutdown_beyond_its_grace(
-    sandbox: Sandbox, tmp_path: Path
+    sandbox: Sandbox, tmp_path: Path, relay_workers: str
 ) -> None:
     # given
     sandbox.behaviour = Behaviour({"hang": 1})
-    settings = {"POINTILLIST_SHUTDOWN_GRACE": "100ms", "POINTILLIST_REQUEST_TIMEOUT": "1h"}
+    settings = {
+        "POINTILLIST_SHUTDOWN_GRACE": "100ms",
+        "POINTILLIST_REQUEST_TIMEOUT": "1h",
+        "POINTILLIST_RELAY_WORKERS": relay_workers,
+    }
     async with (
         running_server(sandbox, tmp_path, **settings) as server,
         grpc.aio.insecure_channel(server.address) as channel,
@@ -146,7 +152,21 @@ async def test_a_second_server_on_the_same_outbox_is_refused(sandbox: Sandbox, t
 async def test_a_second_server_on_the_same_port_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
     async with running_server(sandbox, tmp_path) as server:
         line = await refusal(
-            POINTILLIST_GRPC_LISTEN=server.address, POINTILLIST_OUTBOX_URL=f"sqlite:///{tmp_path}/other.db"
+            POINTILLIST_GRPC_LISTEN=server.address,
+            POINTILLIST_OUTBOX_URL=f"sqlite:///{tmp_path}/other.db",
+            POINTILLIST_RELAY_WORKERS="2",  # none of which is heard of
         )
     assert "POINTILLIST_GRPC_LISTEN" in line
     assert server.address in line
+
+
+async def test_what_relay_workers_could_not_use_is_refused_by_the_server(tmp_path: Path) -> None:
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    line = await refusal(
+        POINTILLIST_GRPC_LISTEN="127.0.0.1:0",
+        POINTILLIST_OUTBOX_URL=f"sqlite:///{tmp_path}/outbox.db",
+        POINTILLIST_API_CA_FILE=str(rubbish),
+        POINTILLIST_RELAY_WORKERS="2",
+    )
+    assert f"POINTILLIST_API_CA_FILE: {rubbish}" in line

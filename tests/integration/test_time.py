@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from service.answer import Answer
 from service.deliveries import Deliveries
 from service.flow import Flow
+from service.lanes import Lanes
 from service.mapping_file import load_mapping
 from service.outbox.base import Entry
 from service.outbox.room import Bounds
@@ -72,8 +73,7 @@ async def delivering(folder: Path, clock: HandClock, pointillist: ScriptedPointi
     flow = Flow(256, lambda: 0.999, lambda _: None)
     relay = Relay(
         outbox=outbox,
-        mapping=lambda: mapping,
-        pointillist=pointillist,
+        courier=Lanes(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
         flow=flow,
         deliveries=Deliveries(),
         metrics=metrics,

@@ -1,27 +1,39 @@
-"""A relay at work between a real outbox and a scripted Pointillist."""
+"""A relay at work between a real outbox and a scripted Pointillist.
+
+With workers the script answers over HTTP, as they are processes of their own; the clock that is moved by hand is the
+relay's alone then.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn, TypeAlias
+from urllib.parse import unquote
+
+from aiohttp import web
 
 from service.answer import Answer
 from service.clock import Clock, SystemClock
 from service.deliveries import Deliveries
 from service.flow import Flow
+from service.lanes import Lanes
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
 from service.outbox.base import Outbox
 from service.pointillist import Pointillist
 from service.relay import Relay
 from service.telemetry import Metrics
+from service.worker_wire import SetUp
+from service.workers import Workers
 from tests.support.outboxes import RETRY_MAX_DELAY, Backend, on_sqlite
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 
 TAKEN = Answer(200)
 MAX_AGE = 7 * 86400.0  # seconds
 GRACE = 1.0  # seconds
+REQUEST_TIMEOUT = 30.0  # seconds, real ones; longer than any test waits
 
 
 @dataclass
@@ -60,15 +72,59 @@ class Script:
         """Nothing is held."""
 
 
+@asynccontextmanager
+async def over_http(pointillist: Pointillist) -> AsyncIterator[str]:
+    """Answer POSTs as a Pointillist in this process does; gives the address."""
+
+    async def break_off(request: web.BaseRequest) -> NoReturn:
+        if request.transport is not None:
+            request.transport.abort()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("a future that nobody settles has ended")
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        answer = await pointillist.post(await request.read(), unquote(request.headers["Idempotency-Key"]))
+        if answer.status is None:
+            await break_off(request)
+        headers = {} if answer.retry_after is None else {"Retry-After": str(round(answer.retry_after))}
+        return web.Response(status=answer.status, text=answer.body_start, headers=headers)
+
+    server = web.Server(handle, handler_cancellation=True, access_log=None)
+    runner = web.ServerRunner(server, shutdown_timeout=0.05)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}/event"
+    finally:
+        await runner.cleanup()
+
+
+def set_up_for(url: str) -> SetUp:
+    """What workers are told at first."""
+    return SetUp(
+        client="pyreqwest",
+        url=url,
+        timeout=REQUEST_TIMEOUT,
+        max_connections=64,
+        ca_file=None,
+        proxy=None,
+        log_level="info",
+        log_format="json",
+    )
+
+
 @dataclass
 class Relaying:
     """A relay at work, and what it works on."""
 
     outbox: Outbox
     relay: Relay
+    courier: Lanes | Workers
     flow: Flow
     deliveries: Deliveries
     task: asyncio.Task[None]
+    metrics: Metrics
 
     async def stop(self, grace: float = GRACE) -> None:
         """Stop the relay, and raise what ended it before."""
@@ -86,33 +142,54 @@ async def relaying(
     ceiling: int = 64,
     max_age: float = MAX_AGE,
     dead_letters_most: int = 1_000_000,
+    workers: int = 0,
 ) -> AsyncIterator[Relaying]:
     """Have a relay work; chance always draws zero, so that what is tried again is tried at once.
 
-    Its outbox is in a file, or of the kind that a test was given.
+    Args:
+        place: the outbox file, or the kind of outbox that a test was given.
+        pointillist: what answers.
+        clock: the system's, if none is given.
+        mapping: the built-in one, if none is given.
+        ceiling: events in flight at most.
+        max_age: seconds.
+        dead_letters_most: how many there may be.
+        workers: how many processes carry the events; with 0 lanes in this one do.
     """
     clock = clock or SystemClock()
     built_in = load_mapping(None)
+    mapping = mapping or (lambda: built_in)
     backend = on_sqlite(place) if isinstance(place, Path) else place
-    async with backend.open(clock) as outbox:
+    async with AsyncExitStack() as stack:
+        outbox = await stack.enter_async_context(backend.open(clock))
+        courier: Lanes | Workers
+        if workers:
+            set_up = set_up_for(await stack.enter_async_context(over_http(pointillist)))
+            courier = Workers(workers, set_up, mapping=mapping, token=lambda: "token", clock=clock)
+        else:
+            courier = Lanes(mapping=mapping, pointillist=pointillist, clock=clock)
         flow = Flow(ceiling, lambda: 0.0, lambda _: None)
-        deliveries = Deliveries()
+        deliveries, metrics = Deliveries(), Metrics()
         relay = Relay(
             outbox=outbox,
-            mapping=mapping or (lambda: built_in),
-            pointillist=pointillist,
+            courier=courier,
             flow=flow,
             deliveries=deliveries,
-            metrics=Metrics(),
+            metrics=metrics,
             clock=clock,
             random=lambda: 0.0,
             max_age=max_age,
             retry_max_delay=RETRY_MAX_DELAY,
             dead_letters_most=dead_letters_most,
         )
-        running = Relaying(outbox, relay, flow, deliveries, asyncio.create_task(relay.run()))
+        running = Relaying(outbox, relay, courier, flow, deliveries, asyncio.create_task(relay.run()), metrics)
         await turns(2)
+        await until(lambda: not isinstance(courier, Workers) or courier.alive == workers)
         try:
             yield running
         finally:
             await running.stop()
+
+
+Relays: TypeAlias = Callable[..., AbstractAsyncContextManager[Relaying]]
+"""`relaying`, with some of its arguments given."""

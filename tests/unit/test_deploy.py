@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Final
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -18,23 +19,19 @@ from service.sandbox import Sandbox
 from service.settings import Settings, load_settings
 from service.units import parse_duration
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
+from tests.support.monitoring import ALERTS, DASHBOARD, DEPLOY, JOB, filled, metric_names, panels
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is a development dependency")
 
 PROJECT: Final = Path(__file__).parents[2]
-DEPLOY: Final = PROJECT / "deploy"
-ALERTS: Final = DEPLOY / "prometheus" / "alerts.yaml"
 ALERTS_TEST: Final = DEPLOY / "prometheus" / "alerts_test.yaml"
-DASHBOARD: Final = DEPLOY / "grafana" / "dashboard.json"
 KUBERNETES: Final = DEPLOY / "kubernetes"
 UNIT: Final = DEPLOY / "systemd" / "pointillist-destination.service"
 RUNBOOK: Final = PROJECT / "docs" / "runbook.md"
 DOCKERFILE: Final = (PROJECT / "Dockerfile").read_text()
 
-JOB: Final = "pointillist-destination"
 EXPOSURE_MOST: Final = "20"  # tenths, as systemd-analyze's threshold has them
 KUBERNETES_OLDEST: Final = "1.27"  # the first in which probes may speak gRPC without a feature gate
-PROMQL_WORDS: Final = {"and", "or", "unless", "by", "without", "on", "ignoring", "offset", "bool"}
 PROMETHEUS_METRICS: Final = {"up", "ALERTS"}  # made by Prometheus itself
 
 
@@ -69,23 +66,9 @@ def alerts() -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for rule in rules}
 
 
-def panels() -> list[dict[str, Any]]:
-    """The panels of the dashboard, rows left out."""
-    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
-
-
 def dashboard_queries() -> list[str]:
     """What the panels ask, with Grafana's own variables filled in."""
-    queries = [target["expr"] for panel in panels() for target in panel["targets"]]
-    return [
-        query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*") for query in queries
-    ]
-
-
-def metric_names(query: str) -> set[str]:
-    """The metrics of a PromQL query: its names that are neither labels, functions nor words of the language."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring)\s*\([^)]*\)", " ", query)
-    return set(re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare)) - PROMQL_WORDS
+    return [filled(target["expr"], "1m") for panel in panels() for target in panel["targets"]]
 
 
 async def test_dashboard_alerts_and_run_book_name_metrics_that_a_server_serves(tmp_path: Path) -> None:
@@ -116,6 +99,13 @@ def test_each_panel_says_what_it_shows() -> None:
         assert panel["datasource"]["uid"] == "${datasource}"
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert all("$instance" in target["expr"] for target in panel["targets"]), panel["title"]
+
+
+def test_the_picture_of_the_dashboard_shows_each_panel_with_data() -> None:
+    elements = ET.fromstring((PROJECT / "docs" / "dashboard.svg").read_text()).iter("{http://www.w3.org/2000/svg}text")
+    texts = {element.text for element in elements}
+    assert {panel["title"] for panel in panels()} <= texts, "python -m benchmarks.dashboard draws it anew"
+    assert "no data" not in texts
 
 
 def test_no_two_panels_lie_over_each_other() -> None:

@@ -14,7 +14,8 @@ from service.outbox.jetstream_streams import MESSAGE_SIZE_LEAST
 from service.role import Role
 from service.settings import Settings, load_settings
 from tests.support.certificates import OPENSSL, make_authority, make_certificate
-from tests.unit.test_deploy import DOCKERFILE, JOB, KUBERNETES, KUBERNETES_OLDEST, documents, run, tool, variables
+from tests.support.monitoring import JOB
+from tests.unit.test_deploy import DOCKERFILE, KUBERNETES, KUBERNETES_OLDEST, documents, run, tool, variables
 
 NATS: Final = KUBERNETES / "nats"
 SETTINGS: Final = f"{JOB}-nats"

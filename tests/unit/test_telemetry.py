@@ -203,6 +203,8 @@ def test_every_series_is_there_at_zero_from_the_start() -> None:
         'events_total{outcome="rejected"} 0.0',
         'deliveries_total{answer="429"} 0.0',
         "delivery_seconds_count 0.0",
+        'attempts_bucket{le="1.0"} 0.0',
+        "attempts_count 0.0",
         "outbox_events 0.0",
         "outbox_bytes 0.0",
         "outbox_oldest_age_seconds 0.0",

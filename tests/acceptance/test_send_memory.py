@@ -1,0 +1,60 @@
+"""`send` holds no more of a big file than of a small one."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import PROJECT, running_sandbox, running_server
+
+MEBIBYTE = 1024  # kB, in which Linux counts memory
+GROWTH_MOST = 12 * MEBIBYTE  # kB between two runs, for what is under way and the allocator's moods
+DEADLINE = 100.0  # seconds
+
+# Runs a command, and says the most memory that it had.
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "service", *sys.argv[1:]], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def file_of(path: Path, count: int) -> Path:
+    """Lines of a kilobyte; their integrations object keeps the server from doing anything with them."""
+    message = {"type": "track", "userId": "u", "event": "E", "integrations": {"All": False}}
+    line = json.dumps(message | {"properties": {"text": "x" * 900}}).encode() + b"\n"
+    with path.open("wb") as file:
+        file.writelines(line for _ in range(count))
+    return path
+
+
+async def peak(file: Path, target: str) -> int:
+    """The most memory that sending a file took, in kB."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MEASURED, "send", str(file), "--target", target),
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "generated")])},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE):
+        out, _ = await process.communicate()
+    return int(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of a process's memory is Linux's")
+@pytest.mark.parametrize("count", [30_000, pytest.param(300_000, marks=pytest.mark.long)])
+async def test_a_file_of_any_size_is_sent_in_the_memory_of_a_small_one(tmp_path: Path, count: int) -> None:
+    # given a file that is several times larger than what may be added
+    small, big = file_of(tmp_path / "small.jsonl", 2_000), file_of(tmp_path / "big.jsonl", count)
+    assert big.stat().st_size > 2 * GROWTH_MOST * 1024
+
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
+        # when
+        before = await peak(small, server.address)
+        after = await peak(big, server.address)
+
+    # then
+    assert after - before < GROWTH_MOST

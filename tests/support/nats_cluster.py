@@ -1,0 +1,165 @@
+"""Real nats-servers that are killed and started again: one alone, or several that keep streams together."""
+
+import asyncio
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import nats
+import orjson
+from nats.aio.client import Client
+from nats.errors import Error
+
+from service.outbox.jetstream_streams import CONSUMER, SECOND, Plan
+from tests.support.nats import NatsServer
+
+HEALTHY_DEADLINE = 90.0  # seconds until servers have found each other and hold the same, on a busy machine too
+LOOK_INTERVAL = 0.1  # seconds between two looks
+ASK_TIMEOUT = 2.0  # seconds for one answer of JetStream's API; while a stream has no leader, none comes
+
+
+@dataclass(frozen=True, slots=True)
+class NatsNodes:
+    """One server, or several that are a cluster."""
+
+    nodes: Sequence[NatsServer]
+
+    @property
+    def url(self) -> str:
+        """Where they take clients, as POINTILLIST_OUTBOX_URL has it."""
+        return "nats://" + ",".join(node.url.removeprefix("nats://") for node in self.nodes)
+
+    async def healthy(self) -> None:
+        """Return once each says that it has all that it should have, and is up to date with the others.
+
+        Raises:
+            TimeoutError: one did not say so in time.
+        """
+        async with asyncio.timeout(HEALTHY_DEADLINE), aiohttp.ClientSession() as client:
+            for node in self.nodes:
+                while not await _is_healthy(client, node):  # noqa: ASYNC110  another process tells
+                    await asyncio.sleep(LOOK_INTERVAL)
+
+    async def kill(self, node: NatsServer) -> None:
+        """End one with SIGKILL."""
+        await asyncio.to_thread(node.stop, signal.SIGKILL)
+
+    async def start(self, node: NatsServer) -> None:
+        """Start one again, on its old port, and wait until all are healthy."""
+        await asyncio.to_thread(node.start)
+        await self.healthy()
+
+
+async def _is_healthy(client: aiohttp.ClientSession, node: NatsServer) -> bool:
+    try:
+        async with client.get(f"{node.monitoring_url}/healthz") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+@asynccontextmanager
+async def nats_nodes(folder: Path, count: int) -> AsyncIterator[NatsNodes]:
+    """Have so many servers run, and be healthy; more than one are a cluster."""
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        ports = [stack.enter_context(_HeldPort()).number for _ in range(count)]
+        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+        nodes: list[NatsServer] = []
+        for number, port in enumerate(ports):
+            cluster = f'cluster {{ name: "cluster", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
+            more = f'server_name: "node-{number}"\n{cluster if count > 1 else ""}'
+            nodes.append(NatsServer(folder / f"node-{number}", more))
+            stack.callback(nodes[-1].stop, signal.SIGKILL)
+            await asyncio.to_thread(nodes[-1].start)
+        running = NatsNodes(nodes)
+        await running.healthy()
+        yield running
+
+
+class _HeldPort:
+    """A free port that nobody is given while it is held; who binds it with SO_REUSEADDR, as nats-server does, may.
+
+    The servers of a cluster have to know each other's ports before any of them runs.
+    """
+
+    def __enter__(self) -> Self:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.number: int = self._socket.getsockname()[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+class Streams:
+    """The streams of an outbox, seen past the service."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        self._client = client
+        self.plan = plan
+
+    async def make(self, ack_wait: float) -> None:
+        """Make them before any replica does, with a consumer that waits `ack_wait` seconds for a relay that is dead."""
+        plan = self.plan
+        for config in (plan.events_config(), plan.letters_config()):
+            await self._ask(f"STREAM.CREATE.{config['name']}", config)
+        consumer = plan.consumer_config() | {"ack_wait": round(ack_wait * SECOND)}
+        question = {"stream_name": plan.events_stream, "config": consumer}
+        await self._ask(f"CONSUMER.DURABLE.CREATE.{plan.events_stream}.{CONSUMER}", question)
+
+    async def waiting(self) -> int:
+        """How many events wait: no replica's own count, which knows of the others' doings a second later.
+
+        Raises:
+            Error: JetStream does not answer now.
+        """
+        answer = await self._ask(f"STREAM.INFO.{self.plan.events_stream}")
+        return int(answer["state"]["messages"])
+
+    async def emptied(self, deadline: float) -> None:
+        """Return once no event waits.
+
+        Raises:
+            TimeoutError: some did, `deadline` seconds later.
+        """
+        async with asyncio.timeout(deadline):
+            while not await self._is_empty():  # noqa: ASYNC110  another process counts
+                await asyncio.sleep(LOOK_INTERVAL)
+
+    async def _is_empty(self) -> bool:
+        try:
+            return await self.waiting() == 0
+        except Error:
+            return False
+
+    async def _ask(self, what: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = b"" if question is None else orjson.dumps(question)
+        received = await self._client.request(f"$JS.API.{what}", data, timeout=ASK_TIMEOUT)
+        answer: dict[str, Any] = orjson.loads(received.data)
+        assert "error" not in answer, answer
+        return answer
+
+
+@asynccontextmanager
+async def streams_of(url: str, plan: Plan) -> AsyncIterator[Streams]:
+    """Look at an outbox's streams over a connection of one's own, which comes back by itself."""
+    servers = ["nats://" + host for host in url.removeprefix("nats://").split(",")]
+    client = await nats.connect(servers, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_ignore)
+    try:
+        yield Streams(client, plan)
+    finally:
+        await client.close()
+
+
+async def _ignore(error: Exception) -> None:
+    """A server that is gone is why it is looked at."""
