@@ -5,6 +5,7 @@ All acknowledgements come on one subject with a number at its end. That takes ha
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from service.errors import OutboxFullError
 from service.outbox.jetstream_connection import NO_RESPONDERS, UNREACHED_RETRY, Connection, Received
 
 ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
+GATHER_TIME = 0.002  # seconds for which small calls are gathered where there are many
+GATHER_CALLS = 3  # small calls within that time that are many; a caller who is alone makes fewer
+GATHERED_MOST = 16  # messages of a small call
 UNACKNOWLEDGED_MOST = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
 
 
@@ -57,6 +61,8 @@ class Publisher:
         self._number = 0
         self._waiting: dict[int, tuple[_Batch, int]] = {}
         self._fewer = asyncio.Event()
+        self._calls = deque([float("-inf")] * GATHER_CALLS, GATHER_CALLS)
+        self._gathered: asyncio.Event | None = None
 
     async def start(self, inbox: str) -> None:
         """Hear acknowledgements on subjects below an inbox of ours."""
@@ -74,6 +80,8 @@ class Publisher:
         numbers: list[int] = []
         try:
             async with asyncio.timeout(ACK_TIMEOUT) as deadline:
+                if len(messages) < GATHERED_MOST:
+                    await self._gather()
                 for index, message in enumerate(messages):
                     while len(self._waiting) >= UNACKNOWLEDGED_MOST:
                         self._fewer.clear()
@@ -97,6 +105,26 @@ class Publisher:
         if batch.error is not None:
             raise batch.error
         return batch.new
+
+    async def _gather(self) -> None:
+        """Where there are many small calls, wait a moment, so that they are sent together.
+
+        A packet for each event, its answer, and the wake-ups that belong to them cost more than all else that is done
+        for it here. Who is alone does not wait.
+        """
+        now = asyncio.get_running_loop().time()
+        are_many = now - self._calls[0] < GATHER_TIME
+        self._calls.append(now)
+        if self._gathered is None:
+            if not are_many:
+                return
+            self._gathered = asyncio.Event()
+            asyncio.get_running_loop().call_later(GATHER_TIME, self._send_gathered, self._gathered)
+        await self._gathered.wait()
+
+    def _send_gathered(self, gathered: asyncio.Event) -> None:
+        self._gathered = None
+        gathered.set()
 
     def lose(self) -> None:
         """Have nobody wait for acknowledgements any more: the connection on which they would come is gone."""

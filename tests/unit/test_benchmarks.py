@@ -21,7 +21,7 @@ from pointillist_destination.v1 import event_pb2, event_service_pb2
 from tests.support.certificates import OPENSSL
 from tests.support.monitoring import Series
 
-QUICK = ("mapping", "stages", "drain")
+QUICK = ("mapping", "stages", "drain", "nats_stream")
 """Rows that start few processes."""
 
 

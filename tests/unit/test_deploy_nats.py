@@ -162,7 +162,7 @@ def test_whatever_selects_pods_selects_those_of_its_role(role: Role) -> None:
     policy = resource("NetworkPolicy", f"{JOB}-{role}")["spec"]
     assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} <= ports
     reached = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert reached == ({53, 4222} if role is Role.ACCEPT else {53, 4222, 443})
+    assert reached == ({53, 4222, 8222} if role is Role.ACCEPT else {53, 4222, 8222, 443})
     calls = [resource("Service", JOB), resource("Service", f"{JOB}-headless")]
     for service in calls:
         assert service["spec"]["selector"] == labels | {"app.kubernetes.io/component": Role.ACCEPT}
