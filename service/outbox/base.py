@@ -104,7 +104,11 @@ class Stats:
 class Outbox(Protocol):
     """The seam between the way in and the way out.
 
-    One process owns an outbox. Calls come from its event loop alone. Errors are OutboxError and its kin.
+    Calls come from one event loop alone. Errors are OutboxError and its kin. A file is owned by one process. A
+    JetStream is shared by several, and promises less (docs/nats.md): a put that fails may have stored some events, the
+    duplicate window is short and best effort, a lease ends when its process is silent for long, attempts and the first
+    one's time are known to the process that made them and estimated by others, due times are NATS' own, an early fetch
+    finds what this process put back, and a fetch may miss what was put a moment ago; `arrived` then tells of it.
     """
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:

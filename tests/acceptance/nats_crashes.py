@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from pointillist_destination.v1 import event_service_pb2
-from service.outbox.jetstream_streams import Plan
+from service.outbox.jetstream_streams import ACK_WAIT_LEAST, Plan
 from service.sandbox import Behaviour, Sandbox
 from tests.acceptance.crashes import DRAIN_DEADLINE, connected, draw_behaviour, running_sandbox, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
@@ -30,7 +30,7 @@ TAKEN_MOST = 60  # records that Pointillist takes between two kills, about
 LIFE_MOST = 1.0  # seconds from the return of what was killed to the next kill
 AWAY_MOST = 0.5  # seconds for which what was killed stays away, and longer by what a start takes
 NATS_SHARE = 0.4  # of the kills, those of a nats-server
-ACK_WAIT = 5.0  # seconds after which JetStream gives what a dead relay had to another
+ACK_WAIT = float(ACK_WAIT_LEAST)  # seconds after which JetStream gives what a dead relay had to another
 STOPPED_LEAST = 1.0  # seconds for which a server is stopped
 STOPPED_MOST = 1.6 * ACK_WAIT  # seconds
 STREAM_REPLICAS_MOST = 3

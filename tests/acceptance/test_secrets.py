@@ -29,6 +29,7 @@ from service.outbox.choice import nats_access
 from service.sandbox import Behaviour, Sandbox
 from service.settings import FileToken, Settings, load_settings
 from tests.acceptance.processes import ServerProcess, settings_for
+from tests.integration.processes import run
 from tests.support.events import event, track
 from tests.support.nats import nats_running
 from tests.support.waiting import until
@@ -189,8 +190,11 @@ async def test_no_secret_of_nats_is_in_a_log_line_a_metric_or_an_error(tmp_path:
         ]
         said: list[str] = []
         try:
-            await asyncio.gather(*(server.serving() for server in servers))
             # when
+            looking = asyncio.create_task(run("doctor", environ=settings(WRONG_TOKEN)))
+            await asyncio.gather(*(server.serving() for server in servers))
+            doctor = await looking
+            said += [doctor.out, doctor.err]
             codes = [await call_once(server.address, 1, said) for server in servers]
             nats.stop(signal.SIGKILL)
             await until(lambda: any("not reached any more" in line for line in servers[0].log))

@@ -299,6 +299,7 @@ async def test_puts_under_way_when_the_connection_breaks_are_refused_and_may_hav
             server.stop(9)
             results = await asyncio.gather(*puts, return_exceptions=True)
             assert all(result == [True] * 50 or isinstance(result, OutboxFullError) for result in results)
+            await until(lambda: not outbox.is_connected)
 
             server.start()
             async with asyncio.timeout(20):

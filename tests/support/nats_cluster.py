@@ -70,13 +70,14 @@ async def nats_nodes(folder: Path, count: int) -> AsyncIterator[NatsNodes]:
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        ports = [stack.enter_context(_HeldPort()).number for _ in range(count)]
-        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+        # They keep their ports while they are away, when others might be given them.
+        ports = [[stack.enter_context(_HeldPort()).number for _ in range(3)] for _ in range(count)]
+        routes = ", ".join(f'"nats://127.0.0.1:{route}"' for route, _, _ in ports)
         nodes: list[NatsServer] = []
-        for number, port in enumerate(ports):
-            cluster = f'cluster {{ name: "cluster", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
+        for number, (route, port, monitoring_port) in enumerate(ports):
+            cluster = f'cluster {{ name: "cluster", listen: "127.0.0.1:{route}", routes: [{routes}] }}'
             more = f'server_name: "node-{number}"\n{cluster if count > 1 else ""}'
-            nodes.append(NatsServer(folder / f"node-{number}", more))
+            nodes.append(NatsServer(folder / f"node-{number}", more, port=port, monitoring_port=monitoring_port))
             stack.callback(nodes[-1].stop, signal.SIGKILL)
             await asyncio.to_thread(nodes[-1].start)
         running = NatsNodes(nodes)
