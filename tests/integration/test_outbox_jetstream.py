@@ -174,6 +174,7 @@ async def test_an_event_that_another_replica_accepted_is_told_of_at_once(nats_se
         assert [stored.message_id for stored in await relaying.fetch(5)] == ["m-1"]
 
 
+@pytest.mark.long
 async def test_an_event_that_came_and_that_nobody_fetches_is_given_to_another_replica(
     nats_server: NatsServer, prefix: str
 ) -> None:
