@@ -299,6 +299,7 @@ async def test_puts_under_way_when_the_connection_breaks_are_refused_and_may_hav
             await asyncio.wait(puts, return_when=asyncio.FIRST_COMPLETED)
             server.stop(9)
             results = await asyncio.gather(*puts, return_exceptions=True)
+            await until(lambda: outbox.full() is not None)
             assert all(result == [True] * 50 or isinstance(result, OutboxFullError) for result in results)
 
             server.start()
