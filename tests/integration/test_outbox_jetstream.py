@@ -174,6 +174,7 @@ async def test_an_event_that_another_replica_accepted_is_told_of_at_once(nats_se
         assert [stored.message_id for stored in await relaying.fetch(5)] == ["m-1"]
 
 
+@pytest.mark.long
 async def test_an_event_that_came_and_that_nobody_fetches_is_given_to_another_replica(
     nats_server: NatsServer, prefix: str
 ) -> None:
@@ -298,6 +299,7 @@ async def test_puts_under_way_when_the_connection_breaks_are_refused_and_may_hav
             await asyncio.wait(puts, return_when=asyncio.FIRST_COMPLETED)
             server.stop(9)
             results = await asyncio.gather(*puts, return_exceptions=True)
+            await until(lambda: outbox.full() is not None)
             assert all(result == [True] * 50 or isinstance(result, OutboxFullError) for result in results)
             await until(lambda: not outbox.is_connected)
 

@@ -1,5 +1,6 @@
 """A real nats-server with JetStream, on a port that it chooses itself."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -49,14 +50,29 @@ class NatsServer:
         )
         for old in self.folder.glob("*.ports"):
             old.unlink()
-        log = (self.folder / "log").open("ab")
-        with log:
-            self.process = subprocess.Popen([BINARY, "-c", configuration], stdout=log, stderr=log)
-        until_blocking(lambda: [found for found in self.folder.glob("*.ports") if found.stat().st_size])
-        [ports] = self.folder.glob("*.ports")
-        told = json.loads(ports.read_text())
-        self.port = int(told["nats"][0].rpartition(":")[2])
-        self.monitoring_port = int(told["monitoring"][0].rpartition(":")[2])
+        self._launch()
+        until_blocking(self._is_up)
+        self.port = int(self._told()["nats"][0].rpartition(":")[2])
+        self.monitoring_port = int(self._told()["monitoring"][0].rpartition(":")[2])
+
+    def _launch(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([BINARY, "-c", self.folder / "nats.conf"], stdout=log, stderr=log)
+
+    def _is_up(self) -> bool:
+        """Whether it serves; one that ended is tried again, as somebody else may have its port for a moment."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self._launch()
+        return bool(self._told())
+
+    def _told(self) -> dict[str, list[str]]:
+        """Where it says that it listens; nothing while it has not said all."""
+        for ports in self.folder.glob("*.ports"):
+            with contextlib.suppress(json.JSONDecodeError):
+                told: dict[str, list[str]] = json.loads(ports.read_text())
+                return told
+        return {}
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it with a signal, and wait for its end."""

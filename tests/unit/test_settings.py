@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from service.errors import SettingsError
+from service.setting_values import NatsServers
 from service.settings import Listen, Settings, effective, load_settings
 
 TOKEN = "sup3r-s3cret-t0ken"
@@ -355,3 +356,27 @@ def test_a_bad_token_given_in_code_is_not_shown_either() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings(api_token=SecretStr(f"{TOKEN}\n{TOKEN}"))
     assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("nats://a", NatsServers(False, (Listen("a", 4222),))),
+        ("nats://a:1,b,[::1]:2", NatsServers(False, (Listen("a", 1), Listen("b", 4222), Listen("::1", 2)))),
+        ("tls://me:p%40%2Css@a:4222/", NatsServers(True, (Listen("a", 4222),), "me", "p@,ss")),
+        ("nats://sesame@a,b", NatsServers(False, (Listen("a", 4222), Listen("b", 4222)), "sesame", None)),
+    ],
+)
+def test_nats_servers_are_read_from_the_outboxs_url(url: str, servers: NatsServers) -> None:
+    assert load_settings({"POINTILLIST_OUTBOX_URL": url}).nats_servers == servers
+
+
+def test_a_login_of_the_outboxs_url_is_shown_nowhere() -> None:
+    settings = load_settings({"POINTILLIST_OUTBOX_URL": "nats://me:sesame@a,b:1"})
+    assert effective(settings)["outbox_url"] == "nats://redacted@a,b:1"
+    assert "sesame" not in repr(settings) + repr(settings.nats_servers)
+
+
+def test_a_nats_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "cert.pem", "a certificate")
+    assert "set both or neither" in refusal({"POINTILLIST_NATS_CERT_FILE": file})
