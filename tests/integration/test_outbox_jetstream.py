@@ -319,7 +319,7 @@ async def test_streams_that_were_deleted_are_made_anew(nats_server: NatsServer, 
         await client.connect(nats_server.url)
         await client.jsm().delete_stream(plan.events_stream)
         await client.close()
-        with pytest.raises(OutboxFullError, match="no stream takes events|streams of the outbox are gone"):
+        with pytest.raises(OutboxFullError, match=r"no stream takes events|streams of the outbox are gone"):
             await outbox.put([entry(1)])
 
         stored: list[bool] = []
