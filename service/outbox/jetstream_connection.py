@@ -17,6 +17,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from service.errors import OutboxFullError, OutboxUnusableError
 from service.setting_values import NatsServers
@@ -27,6 +28,8 @@ REQUEST_TIMEOUT = 5.0  # seconds
 CONNECT_TIMEOUT = 5  # seconds
 RECONNECT_PAUSE = 0.5  # seconds between two tries to reach the same server
 PING_INTERVAL = 10  # seconds; two that stay unanswered end a connection that died silently
+UNSENT_MOST = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever has more to send waits, too
+UNSENT_PAUSE = 0.001  # seconds until that is looked at again
 UNREACHED_RETRY = 1.0  # seconds until a caller tries again
 NO_RESPONDERS = "503"
 
@@ -89,7 +92,7 @@ class NatsAccess:
 
 
 class _Client(Client):
-    """nats-py's client, but where TLS is wanted it never goes on without."""
+    """nats-py's client, but where TLS is wanted it never goes on without, and it leaves a dead connection at once."""
 
     def _connect_command(self) -> bytes:
         # The client turns TLS on where the server asks for it, whatever the URL says; whoever sits in between could
@@ -97,6 +100,13 @@ class _Client(Client):
         if "tls" in self.options and not self._server_info.get("tls_required"):
             raise errors.SecureConnWantedError
         return super()._connect_command()
+
+    async def _attempt_reconnect(self) -> None:
+        # It closes the connection first, which waits until all is sent that was to be: where nobody reads any more,
+        # as on a machine that lost its power, for a quarter of an hour or for ever.
+        if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:  # noqa: SLF001  as above
+            self._transport._io_writer.transport.abort()  # noqa: SLF001
+        await super()._attempt_reconnect()
 
 
 class Connection:
@@ -179,6 +189,7 @@ class Connection:
             reconnect_time_wait=RECONNECT_PAUSE,  # type: ignore[arg-type]  # it sleeps so long; a float is fine
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL,
+            pending_size=0,  # else it waits by itself for what was sent, for as long as that takes, uncancelled
         )
 
     # -- what is sent
@@ -205,13 +216,17 @@ class Connection:
     async def publish(
         self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send a message.
+        """Send a message, once NATS has read enough of those before.
 
         Raises:
             OutboxFullError: there is no connection; nothing was sent.
         """
+        client = self._usable()
+        while client.pending_data_size > UNSENT_MOST:
+            await asyncio.sleep(UNSENT_PAUSE)
+            client = self._usable()
         try:
-            await self._usable().publish(subject, data, reply, headers)
+            await client.publish(subject, data, reply, headers)
         except errors.Error as error:
             raise self._unreached(error) from error
 
