@@ -22,6 +22,8 @@ class StreamState:
     oldest_at: int | None = None
     """Milliseconds since the epoch: when it was accepted."""
     dead_letters: int = 0
+    made_at: str = ""
+    """When the stream was made, in JetStream's words; empty where that is not known yet."""
 
 
 async def read_state(connection: Connection, plan: Plan, before: StreamState) -> StreamState:
@@ -35,11 +37,14 @@ async def read_state(connection: Connection, plan: Plan, before: StreamState) ->
     Raises:
         OutboxFullError: JetStream cannot be asked, or a stream is gone.
     """
-    events = (await connection.ask(f"STREAM.INFO.{plan.events_stream}"))["state"]
+    info = await connection.ask(f"STREAM.INFO.{plan.events_stream}")
+    events = info["state"]
     letters = (await connection.ask(f"STREAM.INFO.{plan.letters_stream}"))["state"]
-    state = StreamState(events["messages"], events["bytes"], events["first_seq"], None, letters["messages"])
+    state = StreamState(
+        events["messages"], events["bytes"], events["first_seq"], None, letters["messages"], info["created"]
+    )
     if state.events:
-        is_known = state.oldest == before.oldest and before.oldest_at is not None
+        is_known = (state.made_at, state.oldest) == (before.made_at, before.oldest) and before.oldest_at is not None
         state.oldest_at = before.oldest_at if is_known else await _accepted_at(connection, plan, events)
     return state
 

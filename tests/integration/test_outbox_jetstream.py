@@ -1,6 +1,7 @@
 """The outbox on JetStream: what it writes there, its bounds, replicas that share it, and a server that goes away."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -324,3 +325,69 @@ async def test_streams_that_were_deleted_are_made_anew(nats_server: NatsServer, 
             await outbox.has_room()
         assert await outbox.put([entry(1)]) == [True]
         assert len(await take(outbox, 1)) == 1
+
+
+async def test_an_event_that_has_the_place_of_an_older_one_in_a_stream_made_anew_is_another(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    async with opened_on_nats(nats_server.url, plan, CLOCK) as outbox:
+        # given events in work, whose stream is deleted and made anew
+        await outbox.put(entries(3))
+        old = await take(outbox, 3)
+        client = Client()
+        await client.connect(nats_server.url)
+        await client.jsm().delete_stream(plan.events_stream)
+        await client.close()
+        async with asyncio.timeout(20):
+            await until(lambda: outbox.full() is not None)
+            await outbox.has_room()
+
+        # when as many come, and the first are delivered
+        await outbox.put(entries(3, first=10))
+        new = await take(outbox, 3)
+        for stored in old:
+            outbox.ack(stored)
+        await outbox.flush()
+
+        # then
+        assert [stored.message_id for stored in new] == ["m-10", "m-11", "m-12"]
+        assert outbox.stats().events == 3
+        for stored in new:
+            outbox.ack(stored)
+        await outbox.flush()
+        assert outbox.stats().events == 0
+
+
+async def test_what_could_not_be_settled_does_not_settle_what_a_stream_made_anew_has_in_its_place(
+    tmp_path: Path, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    with nats_running(tmp_path / "nats") as server:
+        async with opened_on_nats(server.url, plan, CLOCK) as outbox:
+            # given events that were delivered while NATS was away, and a NATS that comes back with an empty disk
+            await outbox.put(entries(3))
+            old = await take(outbox, 3)
+            server.stop()
+            await until(lambda: not outbox.is_connected)
+            for stored in old[:2]:
+                outbox.ack(stored)
+            outbox.term(old[2], REFUSAL)
+            shutil.rmtree(server.folder / "store")
+            server.start()
+
+            # when others take their places
+            await until(lambda: outbox.is_connected)
+            await until(lambda: outbox.unreachable() is not None)  # the streams are seen to be gone
+            async with asyncio.timeout(20):
+                await outbox.has_room()
+            await outbox.put(entries(3, first=10))
+            new = await take(outbox, 3)
+            await until(lambda: outbox._leases.unsettled == 0)
+            await outbox.flush()
+
+            # then
+            assert [stored.message_id for stored in new] == ["m-10", "m-11", "m-12"]
+            assert outbox.stats().events == 3
+            [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
+            assert letter.message_id == old[2].message_id
