@@ -4,14 +4,15 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import orjson
 import pytest
 from nats.aio.client import Client
 
 from service.clock import SystemClock
 from service.errors import OutboxFullError
-from service.outbox.base import Refusal
+from service.outbox.base import Entry, Refusal
 from service.outbox.jetstream import JetStreamOutbox
-from service.outbox.jetstream_connection import NatsAccess
+from service.outbox.jetstream_connection import API, NatsAccess
 from service.outbox.jetstream_streams import Plan
 from service.setting_values import NatsServers
 from tests.support.events import ACCEPTED_AT, entries, entry
@@ -92,6 +93,28 @@ async def test_more_dead_letters_than_are_read_at_once_are_all_found(nats_server
 
 
 # -- bounds
+
+
+async def test_a_lot_of_dead_letters_is_whole_whatever_comes_late_of_another(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    async with opened_on_nats(nats_server.url, plan, CLOCK) as outbox:
+        # given a lot that is under way, and that nobody waits for any more
+        await bury(outbox, [Entry(f"m-{number}", b"x" * 20_000, ACCEPTED_AT) for number in range(100)])
+        letters = outbox._letters
+        late, reader = await letters._open_reader(0), await letters._open_reader(0)
+        await outbox._connection.publish(
+            f"{API}.CONSUMER.MSG.NEXT.{plan.letters_stream}.{late}",
+            orjson.dumps({"batch": 50, "no_wait": True}),
+            reply=f"{letters.puller._inbox}.late",
+        )
+
+        # when
+        assert await letters.puller.pull(plan.letters_stream, reader, 100)
+
+        # then
+        assert sum(f".{reader}." in received.reply for received in letters._heard) == 100
 
 
 async def test_an_outbox_full_of_events_refuses_until_a_tenth_is_free(nats_server: NatsServer, prefix: str) -> None:
