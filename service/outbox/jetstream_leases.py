@@ -23,6 +23,7 @@ from service.outbox.put_back import Note, PutBack
 LINGER = 0.005  # seconds that settlements wait for more of them
 TOUCH_SHARE = 3  # an event is kept ours this many times before its lease would end
 STUCK_PAUSE = 1.0  # seconds until what could not be settled is tried again
+ENDED = "what is settled is not sent any more: the server is about to end"
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 
 log = structlog.get_logger()
@@ -82,6 +83,7 @@ class Leases:
         self._queue: list[Settlement] = []
         self._flushes: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
+        self._has_ended = False
         self.answer_to = ""
         """Where this process itself hears of deliveries."""
 
@@ -181,6 +183,8 @@ class Leases:
         Raises:
             OutboxFullError: it could not be; it is tried again.
         """
+        if self._has_ended:
+            raise OutboxFullError(ENDED, STUCK_PAUSE)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flushes.append(future)
         self._work.set()
@@ -190,27 +194,28 @@ class Leases:
 
     async def run(self) -> None:
         """Send settlements until cancelled."""
-        while True:
-            await self._work.wait()
-            if not self._flushes:
-                await asyncio.sleep(LINGER)
-            self._work.clear()
-            queue, self._queue = self._queue, []
-            flushes, self._flushes = self._flushes, []
-            try:
-                await self._write(queue)
-            except OutboxFullError as error:
-                # Repeated, a nak could take the event from whom it was given to meanwhile; JetStream does without it.
-                self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
-                for flush in flushes:
-                    if not flush.done():
-                        flush.set_exception(error)
-                await asyncio.sleep(STUCK_PAUSE)
-                self._work.set()
-            else:
-                for flush in flushes:
-                    if not flush.done():
-                        flush.set_result(None)
+        flushes: list[asyncio.Future[None]] = []
+        try:
+            while True:
+                await self._work.wait()
+                if not self._flushes:
+                    await asyncio.sleep(LINGER)
+                self._work.clear()
+                queue, self._queue = self._queue, []
+                flushes, self._flushes = self._flushes, []
+                try:
+                    await self._write(queue)
+                except OutboxFullError as error:
+                    # Repeated, a nak could take the event from whom it was given to meanwhile; it is done without it.
+                    self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
+                    _end(flushes, error)
+                    await asyncio.sleep(STUCK_PAUSE)
+                    self._work.set()
+                else:
+                    _end(flushes, None)
+        finally:
+            self._has_ended = True  # whoever waits for it, or would, is not to wait for ever
+            _end([*flushes, *self._flushes], OutboxFullError(ENDED, STUCK_PAUSE))
 
     async def _write(self, queue: list[Settlement]) -> None:
         """Send what can be sent, and leave in the queue what cannot.
@@ -261,6 +266,16 @@ class Leases:
             outcome = None if refusal is None else (refusal.reason, refusal.status, refusal.detail)
             with contextlib.suppress(OutboxFullError):
                 await self._connection.publish(answer_to, orjson.dumps((settlement.lease.stored.message_id, outcome)))
+
+
+def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxFullError | None) -> None:
+    """Tell those that wait for settlements that they are done, or why they are not."""
+    for flush in flushes:
+        if not flush.done():
+            if error is None:
+                flush.set_result(None)
+            else:
+                flush.set_exception(error)
 
 
 def read_answer(data: bytes) -> tuple[str, Refusal | None]:

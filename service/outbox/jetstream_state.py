@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from service.outbox.jetstream_connection import ApiError, Connection
-from service.outbox.jetstream_headers import ACCEPTED_AT, parse_headers
+from service.outbox.jetstream_headers import ACCEPTED_AT, parse_headers, whole
 from service.outbox.jetstream_streams import NOT_FOUND, Plan
 
 
@@ -57,5 +57,5 @@ async def _accepted_at(connection: Connection, plan: Plan, state: dict[str, Any]
         if error.code == NOT_FOUND:
             return None
         raise
-    accepted_at = parse_headers(base64.b64decode(answer["message"].get("hdrs", ""))).get(ACCEPTED_AT)
-    return int(accepted_at) if accepted_at else round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000)
+    headers = parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
+    return whole(headers, ACCEPTED_AT, round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000))

@@ -95,6 +95,24 @@ async def test_more_dead_letters_than_are_read_at_once_are_all_found(nats_server
 # -- bounds
 
 
+async def test_an_event_that_somebody_else_published_is_relayed_whatever_its_headers_say(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
+        given = entry(1)
+        client = Client()
+        await client.connect(nats_server.url)
+        headers = {"Nats-Msg-Id": "m-1", "Pointillist-Accepted-At": "soon", "Pointillist-Queued-At": "1e9"}
+        await client.jetstream().publish(Plan(prefix).events_subject, given.payload, headers=headers)
+        await client.close()
+
+        [stored] = await take(outbox, 1)
+        assert (stored.message_id, stored.payload) == ("m-1", given.payload)
+        assert abs(stored.accepted_at / 1000 - CLOCK.wall()) < 3600
+        await outbox.flush()
+        assert outbox.stats().oldest_at is not None
+
+
 async def test_a_lot_of_dead_letters_is_whole_whatever_comes_late_of_another(
     nats_server: NatsServer, prefix: str
 ) -> None:
@@ -414,3 +432,16 @@ async def test_what_could_not_be_settled_does_not_settle_what_a_stream_made_anew
             assert outbox.stats().events == 3
             [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
             assert letter.message_id == old[2].message_id
+
+
+async def test_nobody_waits_for_settlements_once_nothing_sends_them(nats_server: NatsServer, prefix: str) -> None:
+    async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
+        # given a loop that ended, as by a fault of ours, which ends the server
+        for task in outbox._tasks:
+            task.cancel()
+        await asyncio.wait(outbox._tasks)
+
+        # when it is stopped
+        async with asyncio.timeout(20):
+            with pytest.raises(OutboxFullError, match="about to end"):
+                await outbox._leases.flush()
