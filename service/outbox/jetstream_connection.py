@@ -32,6 +32,7 @@ UNSENT_MOST = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever 
 UNSENT_PAUSE = 0.001  # seconds until that is looked at again
 UNREACHED_RETRY = 1.0  # seconds until a caller tries again
 NO_RESPONDERS = "503"
+BROKEN = (errors.Error, OSError, RuntimeError)  # the last of uvloop, where what is written to closed a moment ago
 
 Received: TypeAlias = Msg
 """A message that came: `subject`, `reply`, `headers` (or None) and `data`."""
@@ -209,7 +210,7 @@ class Connection:
         del self._subscribed[subject]
         try:
             await self._subscriptions.pop(subject).unsubscribe()
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
         await self.flush()
 
@@ -227,7 +228,7 @@ class Connection:
             client = self._usable()
         try:
             await client.publish(subject, data, reply, headers)
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def request(self, subject: str, data: bytes = b"") -> Received:
@@ -238,7 +239,7 @@ class Connection:
         """
         try:
             return await self._usable().request(subject, data, timeout=REQUEST_TIMEOUT)
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def ask(self, what: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -265,7 +266,7 @@ class Connection:
         """
         try:
             await self._usable().flush()
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def renew(self) -> None:
@@ -278,7 +279,7 @@ class Connection:
             raise OutboxFullError(self.problem or "NATS cannot be reached", UNREACHED_RETRY)
         return self._client
 
-    def _unreached(self, error: errors.Error) -> OutboxFullError:
+    def _unreached(self, error: Exception) -> OutboxFullError:
         if isinstance(error, errors.NoRespondersError):
             return OutboxFullError("nobody at NATS answers for JetStream: is it enabled?", UNREACHED_RETRY)
         return OutboxFullError(self.problem or f"NATS does not answer: {_words(error)}", UNREACHED_RETRY)
