@@ -159,14 +159,14 @@ class Connection:
                     self._subscriptions[subject] = await client.subscribe(subject, cb=callback)
                 self._set_up()
                 await self._ended.wait()
-            except (OSError, ValueError, errors.Error) as error:
+            except (ValueError, *BROKEN) as error:
                 await self._note_error(error)
             except asyncio.CancelledError:
                 self._up.clear()  # it is we who end it, and that is no news
                 raise
             finally:
                 self._set_down()
-                with contextlib.suppress(errors.Error, OSError):
+                with contextlib.suppress(*BROKEN):
                     await client.close()
             await asyncio.sleep(RECONNECT_PAUSE)
 
