@@ -190,7 +190,7 @@ class App:
             await asyncio.gather(calls.ended(settings.shutdown_grace), relay.stop(settings.shutdown_grace))
             await asyncio.sleep(QUIET_BEFORE_STOP)
             await server.stop(LAST_ANSWERS_GRACE)
-            for task in (stopping, *watching):
+            for task in (stopping, *watching) if role.relays else (stopping, relaying, *watching):
                 task.cancel()
             for task in (relaying, *watching):
                 with contextlib.suppress(asyncio.CancelledError):
@@ -218,12 +218,12 @@ class App:
         return tracing
 
     async def _relay(self, relay: Relay, metrics: Metrics) -> None:
-        """Relay, if it is for this server to do, until the end."""
+        """Relay, if it is for this server to do, until the relay is stopped; else until cancelled."""
         if self._role.relays:
             await relay.run()
         else:
             metrics.leave_out("relay")
-            await self._stop.wait()
+            await asyncio.Event().wait()
 
     async def _delay(self) -> None:
         """Serve on while load balancers learn that this server goes; a second signal ends the wait."""

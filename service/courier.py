@@ -23,7 +23,14 @@ class Orders(Protocol):
         """Up to `most` events to be sent, oldest first; each is answered or failed once."""
 
     def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:
-        """An event was POSTed; the moments are the clock's steady seconds."""
+        """An event was POSTed.
+
+        Args:
+            stored: the event.
+            answer: what it came to.
+            sent_at: when it was found that it may be sent, in the clock's steady seconds.
+            now: when the answer came, in the same.
+        """
 
     def failed(self, stored: Stored, why: str) -> None:
         """An event came to nothing by a fault of ours that it may well meet again."""

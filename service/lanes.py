@@ -6,7 +6,7 @@ tried again goes back into the outbox with its time, and holds no task, no conne
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -41,6 +41,7 @@ class Lanes:
         self._mapped: deque[tuple[Stored, bytes]] = deque()
         self._mapped_by: Mapping | None = None
         self._lanes: set[asyncio.Task[None]] = set()
+        self._opening = 0  # lanes that have not begun
         self._stopping = False
         self._orders: Orders
 
@@ -61,9 +62,10 @@ class Lanes:
     def look(self) -> None:
         """Open lanes, as many as may be and have something to send."""
         for _ in range(self._orders.limit() - len(self._lanes)):
-            if self._stopping or not self._map():
+            if self._stopping or not self._map(self._opening + 1):
                 return
-            lane = asyncio.create_task(self._run_lane(*self._mapped.popleft()))
+            self._opening += 1
+            lane = asyncio.create_task(self._run_lane())
             self._lanes.add(lane)
             lane.add_done_callback(self._close_lane)
 
@@ -80,10 +82,15 @@ class Lanes:
         self._lanes.discard(lane)
         self._orders.rested()
 
-    async def _run_lane(self, stored: Stored, body: bytes) -> None:
-        """Send one event after another, while no more lanes than allowed are open."""
+    async def _run_lane(self) -> None:
+        """Send one event after another, while no more lanes than allowed are open.
+
+        That is asked before the first one, too: an answer may come before the next lane has begun.
+        """
         orders, post, steady = self._orders, self._pointillist.post, self._clock.steady
-        while True:
+        self._opening -= 1
+        while not self._stopping and len(self._lanes) <= orders.limit() and self._map(1):
+            stored, body = self._mapped.popleft()
             try:
                 sent_at = steady()
                 answer = await post(body, stored.message_id)
@@ -91,19 +98,24 @@ class Lanes:
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
                 orders.failed(stored, "an unforeseen error of this service")
-            if self._stopping or len(self._lanes) > orders.limit() or not self._map():
-                return
-            stored, body = self._mapped.popleft()
 
-    def _map(self) -> bool:
-        """See that an event is mapped, by the mapping in force; returns whether there is one."""
+    def _map(self, least: int) -> bool:
+        """See that so many events are mapped, by the mapping in force; returns whether they are."""
         mapping = self._mapping()
-        if self._mapped and mapping is self._mapped_by:
-            return True
-        waiting = [stored for stored, _ in self._mapped]  # mapped by an older mapping
-        self._mapped.clear()
-        self._mapped_by = mapping
-        for stored in waiting or self._orders.take(AHEAD):
+        if mapping is not self._mapped_by:
+            old = [stored for stored, _ in self._mapped]
+            self._mapped.clear()
+            self._mapped_by = mapping
+            self._encode(mapping, old)
+        while len(self._mapped) < least:
+            taken = self._orders.take(AHEAD)
+            if not taken:
+                return False
+            self._encode(mapping, taken)
+        return True
+
+    def _encode(self, mapping: Mapping, events: Sequence[Stored]) -> None:
+        for stored in events:
             try:
                 body = mapping.encode(event_pb2.Event.FromString(stored.payload), stored.accepted_at)
             except Exception:
@@ -111,4 +123,3 @@ class Lanes:
                 self._orders.failed(stored, "an unforeseen error of this service")
             else:
                 self._mapped.append((stored, body))
-        return bool(self._mapped)

@@ -100,6 +100,7 @@ class Relay:
             self._check_dead_letters()
             now = self._clock.steady()
             self._tell_dead_letters(now)
+            self._give_back()
             await self._refill(now)
             self._courier.look()
             await self._sleep(self._next_change(now))
@@ -111,6 +112,11 @@ class Relay:
         await self._courier.stop(grace)
 
     # -- taking
+
+    def _give_back(self) -> None:
+        """Keep no more than one event while nothing flows here: other relays may get through."""
+        while len(self._window) > 1 and self._flow.state is not State.FLOWING:
+            self._outbox.nak(self._window.popleft(), 0.0, attempted=False)
 
     async def _refill(self, now: float) -> None:
         """Fill the window from the outbox, as far as the flow allows."""

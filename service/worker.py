@@ -85,15 +85,15 @@ class Worker:
         waiting = self._waiting
         return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
-    def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:
-        """Hand an answer back, with all others of this turn of the loop."""
+    def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:  # noqa: ARG002  see below
+        """Hand an answer back, with all others of this turn of the loop; the server keeps their time."""
         status = answer.status
         is_success = status is not None and 200 <= status <= 299  # and then the status is all that it says
-        self._tell((stored.id, status if is_success else answer, now - sent_at))
+        self._tell((stored.id, status if is_success else answer))
 
     def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  it is in this process's log
         """Hand back that an event came to nothing."""
-        self._tell((stored.id, None, 0.0))
+        self._tell((stored.id, None))
 
     def lost(self, stored: Stored, why: str) -> None:
         """Hand back that an event came to nothing; lanes lose none."""

@@ -30,15 +30,15 @@ class SetUp(NamedTuple):
 
 
 Parcel: TypeAlias = tuple[int, str, bytes, int]
-"""An event on its way to a worker: a Stored's id, message_id, payload and accepted_at."""
+"""An event on its way to a worker: a number of its own, and a Stored's message_id, payload and accepted_at."""
 
 Order: TypeAlias = (
     tuple[Literal["mapping"], str] | tuple[Literal["token"], str] | tuple[Literal["events"], list[Parcel]]
 )
 """A frame to a worker after the first: the text of a mapping file, an API token, or events to be sent with them."""
 
-Outcome: TypeAlias = tuple[int, int | Answer | None, float]
-"""What came of an event: its id; the status of a 2xx, any other answer, or None for a fault of ours; and seconds.
+Outcome: TypeAlias = tuple[int, int | Answer | None]
+"""What came of an event: its number; the status of a 2xx, any other answer, or None for a fault of ours.
 
 A frame to the server is a list of these; the first, once a worker is able to work, is an empty one.
 """

@@ -5,6 +5,7 @@ and what it held goes back to the relay, which sends it again.
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -45,7 +46,7 @@ class _Worker:
     """What it was last told to map with."""
     token: str | None = None
     held: dict[int, tuple[Stored, float]] = field(default_factory=dict)
-    """What it has not answered, by id in the order handed over, with the steady moment of that."""
+    """What it has not answered, by number in the order handed over, with the steady moment of that."""
 
     def tell(self, order: Order | SetUp) -> None:
         """Send a frame; how much may be under way bounds how much waits to be written.
@@ -78,6 +79,7 @@ class Workers:
         self._clock = clock
         self._workers: list[_Worker] = []  # that have said that they are there
         self._slots: list[asyncio.Task[None]] = []
+        self._numbers = itertools.count()
         self._in_flight = 0
         self._answered = asyncio.Event()
         self._looked_at = float("-inf")
@@ -146,9 +148,10 @@ class Workers:
             worker.tell(("token", token))
             worker.token = token
         now = self._clock.steady()
-        worker.held.update((stored.id, (stored, now)) for stored in events)
+        numbered = list(zip(self._numbers, events, strict=False))  # an id may come again, in a stream made anew
+        worker.held.update((number, (stored, now)) for number, stored in numbered)
         self._in_flight += len(events)
-        worker.tell(("events", [stored[:4] for stored in events]))
+        worker.tell(("events", [(number, *stored[1:4]) for number, stored in numbered]))
 
     # -- processes
 
@@ -200,14 +203,14 @@ class Workers:
     def _take_back(self, worker: _Worker, outcomes: Sequence[Outcome]) -> None:
         """Tell the relay what came of events, and hand out as many others."""
         now = self._clock.steady()
-        for number, came, seconds in outcomes:
+        for number, came in outcomes:
             stored, handed_over_at = worker.held.pop(number)
             try:
                 if came is None:
                     self._orders.failed(stored, FAULT)
                 else:
                     answer = SUCCESS[came - 200] if isinstance(came, int) else came
-                    self._orders.answered(stored, answer, max(handed_over_at, now - seconds), now)
+                    self._orders.answered(stored, answer, handed_over_at, now)
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
                 self._orders.failed(stored, FAULT)

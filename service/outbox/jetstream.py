@@ -166,9 +166,11 @@ class JetStreamOutbox:
 
     async def _look(self) -> None:
         """Read the state of the streams."""
-        before = self._state.events
-        self._state = await read_state(self._connection, self._plan, self._state)
-        self._room.note_drained(max(0, before - self._state.events))
+        before, held = self._state, self._state.events  # which goes on counting meanwhile
+        self._state = state = await read_state(self._connection, self._plan, before)
+        if before.made_at not in {"", state.made_at}:
+            self._leases.forget()
+        self._room.note_drained(max(0, held - state.events))
         self._emptier.set()
 
     async def _keep(self) -> None:

@@ -17,6 +17,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from service.errors import OutboxFullError, OutboxUnusableError
 from service.setting_values import NatsServers
@@ -27,8 +28,11 @@ REQUEST_TIMEOUT = 5.0  # seconds
 CONNECT_TIMEOUT = 5  # seconds
 RECONNECT_PAUSE = 0.5  # seconds between two tries to reach the same server
 PING_INTERVAL = 10  # seconds; two that stay unanswered end a connection that died silently
+UNSENT_MOST = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever has more to send waits, too
+UNSENT_PAUSE = 0.001  # seconds until that is looked at again
 UNREACHED_RETRY = 1.0  # seconds until a caller tries again
 NO_RESPONDERS = "503"
+BROKEN = (errors.Error, OSError, RuntimeError)  # the last of uvloop, where what is written to closed a moment ago
 
 Received: TypeAlias = Msg
 """A message that came: `subject`, `reply`, `headers` (or None) and `data`."""
@@ -89,7 +93,7 @@ class NatsAccess:
 
 
 class _Client(Client):
-    """nats-py's client, but where TLS is wanted it never goes on without."""
+    """nats-py's client, but where TLS is wanted it never goes on without, and it leaves a dead connection at once."""
 
     def _connect_command(self) -> bytes:
         # The client turns TLS on where the server asks for it, whatever the URL says; whoever sits in between could
@@ -97,6 +101,13 @@ class _Client(Client):
         if "tls" in self.options and not self._server_info.get("tls_required"):
             raise errors.SecureConnWantedError
         return super()._connect_command()
+
+    async def _attempt_reconnect(self) -> None:
+        # It closes the connection first, which waits until all is sent that was to be: where nobody reads any more,
+        # as on a machine that lost its power, for a quarter of an hour or for ever.
+        if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:  # noqa: SLF001  as above
+            self._transport._io_writer.transport.abort()  # noqa: SLF001
+        await super()._attempt_reconnect()
 
 
 class Connection:
@@ -148,14 +159,14 @@ class Connection:
                     self._subscriptions[subject] = await client.subscribe(subject, cb=callback)
                 self._set_up()
                 await self._ended.wait()
-            except (OSError, ValueError, errors.Error) as error:
+            except (ValueError, *BROKEN) as error:
                 await self._note_error(error)
             except asyncio.CancelledError:
                 self._up.clear()  # it is we who end it, and that is no news
                 raise
             finally:
                 self._set_down()
-                with contextlib.suppress(errors.Error, OSError):
+                with contextlib.suppress(*BROKEN):
                     await client.close()
             await asyncio.sleep(RECONNECT_PAUSE)
 
@@ -179,6 +190,7 @@ class Connection:
             reconnect_time_wait=RECONNECT_PAUSE,  # type: ignore[arg-type]  # it sleeps so long; a float is fine
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL,
+            pending_size=0,  # else it waits by itself for what was sent, for as long as that takes, uncancelled
         )
 
     # -- what is sent
@@ -198,21 +210,25 @@ class Connection:
         del self._subscribed[subject]
         try:
             await self._subscriptions.pop(subject).unsubscribe()
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
         await self.flush()
 
     async def publish(
         self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send a message.
+        """Send a message, once NATS has read enough of those before.
 
         Raises:
             OutboxFullError: there is no connection; nothing was sent.
         """
+        client = self._usable()
+        while client.pending_data_size > UNSENT_MOST:
+            await asyncio.sleep(UNSENT_PAUSE)
+            client = self._usable()
         try:
-            await self._usable().publish(subject, data, reply, headers)
-        except errors.Error as error:
+            await client.publish(subject, data, reply, headers)
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def request(self, subject: str, data: bytes = b"") -> Received:
@@ -223,7 +239,7 @@ class Connection:
         """
         try:
             return await self._usable().request(subject, data, timeout=REQUEST_TIMEOUT)
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def ask(self, what: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -250,7 +266,7 @@ class Connection:
         """
         try:
             await self._usable().flush()
-        except errors.Error as error:
+        except BROKEN as error:
             raise self._unreached(error) from error
 
     async def renew(self) -> None:
@@ -263,7 +279,7 @@ class Connection:
             raise OutboxFullError(self.problem or "NATS cannot be reached", UNREACHED_RETRY)
         return self._client
 
-    def _unreached(self, error: errors.Error) -> OutboxFullError:
+    def _unreached(self, error: Exception) -> OutboxFullError:
         if isinstance(error, errors.NoRespondersError):
             return OutboxFullError("nobody at NATS answers for JetStream: is it enabled?", UNREACHED_RETRY)
         return OutboxFullError(self.problem or f"NATS does not answer: {_words(error)}", UNREACHED_RETRY)

@@ -28,6 +28,7 @@ LAST_ATTEMPT_AT = "Pointillist-Last-Attempt-At"
 
 ACK_TOKENS = 9  # of the reply subject $JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE…; with a domain it has more (ADR-15)
 NANOSECONDS = 1_000_000  # in a millisecond
+DIGITS_MOST = 16  # fewer than this are milliseconds of a year that has a date
 
 
 class Delivery(NamedTuple):
@@ -91,12 +92,12 @@ def stored_of(received: Received, delivery: Delivery) -> Stored:
     the first it does not keep: that the event was queued is the nearest to it.
     """
     headers = received.headers or {}
-    queued_at = int(headers.get(QUEUED_AT, delivery.stored_at))
+    queued_at = whole(headers, QUEUED_AT, delivery.stored_at)
     return Stored(
         id=delivery.id,
         message_id=percent.decode(headers.get(MESSAGE_ID) or headers.get(DUPLICATE_ID) or f"jetstream-{delivery.id}"),
         payload=received.data,
-        accepted_at=int(headers.get(ACCEPTED_AT, delivery.stored_at)),
+        accepted_at=whole(headers, ACCEPTED_AT, delivery.stored_at),
         queued_at=queued_at,
         attempts=delivery.deliveries - 1,
         first_attempt_at=queued_at if delivery.deliveries > 1 else None,
@@ -130,22 +131,27 @@ def letter_headers(stored: Stored, refusal: Refusal, now: int) -> dict[str, str]
 
 def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
     """A dead letter, read back."""
-    status = headers.get(STATUS, "")
     return DeadLetter(
         id=id_,
         message_id=percent.decode(headers.get(MESSAGE_ID, "")),
         payload=payload,
-        accepted_at=int(headers.get(ACCEPTED_AT, 0)),
+        accepted_at=whole(headers, ACCEPTED_AT, 0),
         refusal=Refusal(
             percent.decode(headers.get(REASON, "")),
-            int(status) if status else None,
+            whole(headers, STATUS, 0) or None,
             percent.decode(headers.get(DETAIL, "")),
         ),
-        attempts=int(headers.get(ATTEMPTS, 1)),
-        first_attempt_at=int(headers.get(FIRST_ATTEMPT_AT, 0)),
-        last_attempt_at=int(headers.get(LAST_ATTEMPT_AT, 0)),
+        attempts=whole(headers, ATTEMPTS, 1),
+        first_attempt_at=whole(headers, FIRST_ATTEMPT_AT, 0),
+        last_attempt_at=whole(headers, LAST_ATTEMPT_AT, 0),
         traceparent=percent.decode(headers.get(TRACEPARENT, "")),
     )
+
+
+def whole(headers: dict[str, str], name: str, otherwise: int) -> int:
+    """A header's number; what somebody else published without it, or with no number in it, is taken all the same."""
+    value = headers.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < DIGITS_MOST else otherwise
 
 
 def parse_headers(raw: bytes) -> dict[str, str]:

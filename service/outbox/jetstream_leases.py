@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
+import structlog
 
 from service.errors import OutboxFullError
 from service.outbox.base import Refusal, Stored
@@ -22,7 +23,10 @@ from service.outbox.put_back import Note, PutBack
 LINGER = 0.005  # seconds that settlements wait for more of them
 TOUCH_SHARE = 3  # an event is kept ours this many times before its lease would end
 STUCK_PAUSE = 1.0  # seconds until what could not be settled is tried again
+ENDED = "what is settled is not sent any more: the server is about to end"
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -31,7 +35,9 @@ class Lease:
 
     stored: Stored
     reply: str
-    """Where JetStream wants to hear of it."""
+    """Where JetStream wants to hear of it; empty where it does not, as the event's stream is gone."""
+    stored_at: int
+    """Milliseconds since the epoch, by the clock of NATS: tells it from one that has its id in a stream made anew."""
     answer_to: str
     """Where to tell of its delivery; empty where nobody waits for it."""
     touched_at: float
@@ -77,6 +83,7 @@ class Leases:
         self._queue: list[Settlement] = []
         self._flushes: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
+        self._has_ended = False
         self.answer_to = ""
         """Where this process itself hears of deliveries."""
 
@@ -97,25 +104,40 @@ class Leases:
         delivery = delivery_of(received.reply)
         now = asyncio.get_running_loop().time()
         if (lease := self._leases.get(delivery.id)) is not None:
-            lease.reply, lease.touched_at = received.reply, now
-            return None
+            if lease.stored_at == delivery.stored_at:
+                lease.reply, lease.touched_at = received.reply, now
+                return None
+            self.forget()
         stored = stored_of(received, delivery)
         if (note := self._put_back.take(stored.id)) is not None:
             stored = stored._replace(attempts=note.attempts, first_attempt_at=note.first_attempt_at)
         answer_to = (received.headers or {}).get(ANSWER_TO, "")
-        self._leases[stored.id] = Lease(stored, received.reply, answer_to, now)
+        self._leases[stored.id] = Lease(stored, received.reply, delivery.stored_at, answer_to, now)
         return stored
+
+    def forget(self) -> None:
+        """Hold nothing any more: the stream was made anew, where the same ids are those of other events."""
+        log.warning("the stream of waiting events was made anew", leased_from_the_old_one=len(self._leases))
+        for lease in (*self._leases.values(), *(settlement.lease for settlement in self._queue)):
+            lease.reply = ""
+        self._leases.clear()
+        self._put_back = PutBack()
+
+    def _lease_of(self, stored: Stored) -> Lease | None:
+        """The lease of just this event; None where it is not ours any more."""
+        lease = self._leases.get(stored.id)
+        return lease if lease is not None and lease.stored == stored else None
 
     def ack(self, stored: Stored) -> None:
         """Settle as delivered."""
-        if (lease := self._leases.get(stored.id)) is not None:
+        if (lease := self._lease_of(stored)) is not None:
             self._settle(Settlement(lease, ACK))
 
     def nak(self, stored: Stored, delay: float, *, now: int, attempted: bool) -> None:
         """Settle as to be tried again in `delay` seconds; `now` is in milliseconds."""
-        lease = self._leases.pop(stored.id, None)  # at once, as it may be delivered again before we hear of it
-        if lease is None:
+        if (lease := self._lease_of(stored)) is None:
             return
+        del self._leases[stored.id]  # at once, as it may be delivered again before we hear of it
         due_at = asyncio.get_running_loop().time() + delay
         first_attempt_at = stored.first_attempt_at or (now if attempted else None)
         self._put_back.add(stored.id, Note(lease.reply, due_at, stored.attempts + attempted, first_attempt_at))
@@ -124,7 +146,7 @@ class Leases:
 
     def term(self, stored: Stored, refusal: Refusal, letter: Message) -> None:
         """Settle as given up, once the dead letter is written."""
-        if (lease := self._leases.get(stored.id)) is not None:
+        if (lease := self._lease_of(stored)) is not None:
             self._settle(Settlement(lease, TERM, refusal, letter))
 
     def _settle(self, settlement: Settlement) -> None:
@@ -161,6 +183,8 @@ class Leases:
         Raises:
             OutboxFullError: it could not be; it is tried again.
         """
+        if self._has_ended:
+            raise OutboxFullError(ENDED, STUCK_PAUSE)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flushes.append(future)
         self._work.set()
@@ -170,27 +194,28 @@ class Leases:
 
     async def run(self) -> None:
         """Send settlements until cancelled."""
-        while True:
-            await self._work.wait()
-            if not self._flushes:
-                await asyncio.sleep(LINGER)
-            self._work.clear()
-            queue, self._queue = self._queue, []
-            flushes, self._flushes = self._flushes, []
-            try:
-                await self._write(queue)
-            except OutboxFullError as error:
-                # Repeated, a nak could take the event from whom it was given to meanwhile; JetStream does without it.
-                self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
-                for flush in flushes:
-                    if not flush.done():
-                        flush.set_exception(error)
-                await asyncio.sleep(STUCK_PAUSE)
-                self._work.set()
-            else:
-                for flush in flushes:
-                    if not flush.done():
-                        flush.set_result(None)
+        flushes: list[asyncio.Future[None]] = []
+        try:
+            while True:
+                await self._work.wait()
+                if not self._flushes:
+                    await asyncio.sleep(LINGER)
+                self._work.clear()
+                queue, self._queue = self._queue, []
+                flushes, self._flushes = self._flushes, []
+                try:
+                    await self._write(queue)
+                except OutboxFullError as error:
+                    # Repeated, a nak could take the event from whom it was given to meanwhile; it is done without it.
+                    self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
+                    _end(flushes, error)
+                    await asyncio.sleep(STUCK_PAUSE)
+                    self._work.set()
+                else:
+                    _end(flushes, None)
+        finally:
+            self._has_ended = True  # whoever waits for it, or would, is not to wait for ever
+            _end([*flushes, *self._flushes], OutboxFullError(ENDED, STUCK_PAUSE))
 
     async def _write(self, queue: list[Settlement]) -> None:
         """Send what can be sent, and leave in the queue what cannot.
@@ -203,7 +228,8 @@ class Leases:
         await self._send([(settlement.lease.reply, settlement.verb) for settlement in ready])
         final = [settlement for settlement in ready if not settlement.verb.startswith(NAK)]
         for settlement in final:
-            self._leases.pop(settlement.lease.stored.id, None)
+            if self._leases.get(settlement.lease.stored.id) is settlement.lease:
+                del self._leases[settlement.lease.stored.id]
             await self._tell(settlement)
         self._gone(final)
         if problem is not None:
@@ -226,6 +252,7 @@ class Leases:
 
     async def _send(self, verbs: list[tuple[str, bytes]]) -> None:
         """Send acknowledgements, and return once JetStream has done the last of them."""
+        verbs = [(reply, verb) for reply, verb in verbs if reply]
         if not verbs:
             return
         for reply, verb in verbs[:-1]:
@@ -239,6 +266,16 @@ class Leases:
             outcome = None if refusal is None else (refusal.reason, refusal.status, refusal.detail)
             with contextlib.suppress(OutboxFullError):
                 await self._connection.publish(answer_to, orjson.dumps((settlement.lease.stored.message_id, outcome)))
+
+
+def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxFullError | None) -> None:
+    """Tell those that wait for settlements that they are done, or why they are not."""
+    for flush in flushes:
+        if not flush.done():
+            if error is None:
+                flush.set_result(None)
+            else:
+                flush.set_exception(error)
 
 
 def read_answer(data: bytes) -> tuple[str, Refusal | None]:

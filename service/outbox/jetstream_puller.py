@@ -33,6 +33,7 @@ class Puller:
         self._inbox = ""
         self._number = 0
         self._left = 0
+        self._mark = ""
         self._ended: asyncio.Future[bool] | None = None
         self._pulling = asyncio.Lock()
 
@@ -52,6 +53,7 @@ class Puller:
         async with self._pulling:
             self._number += 1
             self._left = batch
+            self._mark = f".{consumer}."  # in the subject of each one's acknowledgement
             ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._ended = ended
             try:
@@ -82,6 +84,8 @@ class Puller:
                 self._end(is_whole=status in NO_MORE)
             return
         self._heard(received)
+        if self._mark not in received.reply:
+            return  # it is late: of a pull from another consumer, that was given up
         self._left -= 1
         if self._left == 0:
             self._end(is_whole=True)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from service.outbox.jetstream_connection import ApiError, Connection
-from service.outbox.jetstream_headers import ACCEPTED_AT, parse_headers
+from service.outbox.jetstream_headers import ACCEPTED_AT, parse_headers, whole
 from service.outbox.jetstream_streams import NOT_FOUND, Plan
 
 
@@ -22,6 +22,8 @@ class StreamState:
     oldest_at: int | None = None
     """Milliseconds since the epoch: when it was accepted."""
     dead_letters: int = 0
+    made_at: str = ""
+    """When the stream was made, in JetStream's words; empty where that is not known yet."""
 
 
 async def read_state(connection: Connection, plan: Plan, before: StreamState) -> StreamState:
@@ -35,11 +37,14 @@ async def read_state(connection: Connection, plan: Plan, before: StreamState) ->
     Raises:
         OutboxFullError: JetStream cannot be asked, or a stream is gone.
     """
-    events = (await connection.ask(f"STREAM.INFO.{plan.events_stream}"))["state"]
+    info = await connection.ask(f"STREAM.INFO.{plan.events_stream}")
+    events = info["state"]
     letters = (await connection.ask(f"STREAM.INFO.{plan.letters_stream}"))["state"]
-    state = StreamState(events["messages"], events["bytes"], events["first_seq"], None, letters["messages"])
+    state = StreamState(
+        events["messages"], events["bytes"], events["first_seq"], None, letters["messages"], info["created"]
+    )
     if state.events:
-        is_known = state.oldest == before.oldest and before.oldest_at is not None
+        is_known = (state.made_at, state.oldest) == (before.made_at, before.oldest) and before.oldest_at is not None
         state.oldest_at = before.oldest_at if is_known else await _accepted_at(connection, plan, events)
     return state
 
@@ -52,5 +57,5 @@ async def _accepted_at(connection: Connection, plan: Plan, state: dict[str, Any]
         if error.code == NOT_FOUND:
             return None
         raise
-    accepted_at = parse_headers(base64.b64decode(answer["message"].get("hdrs", ""))).get(ACCEPTED_AT)
-    return int(accepted_at) if accepted_at else round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000)
+    headers = parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
+    return whole(headers, ACCEPTED_AT, round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000))

@@ -53,7 +53,11 @@ async def behind_a_proxy(
         cuttable("127.0.0.1", nats_server.port) as proxy,
     ):
         await streams.make(ACK_WAIT)
-        environ = {"POINTILLIST_OUTBOX_URL": f"nats://127.0.0.1:{proxy.port}", "POINTILLIST_NATS_STREAM": prefix}
+        environ = {
+            "POINTILLIST_OUTBOX_URL": f"nats://127.0.0.1:{proxy.port}",
+            "POINTILLIST_NATS_STREAM": prefix,
+            "POINTILLIST_OUTBOX_MAX_BYTES": "10MiB",  # NATS sets so much aside for each test
+        }
         async with serving(folder, environ) as server:
             await until_health(server.channel, NAME, SERVING)
             yield server, proxy

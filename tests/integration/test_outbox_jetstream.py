@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 
+import orjson
 import pytest
 from nats.aio.client import Client
 
 from service.clock import SystemClock
 from service.errors import OutboxFullError
-from service.outbox.base import Refusal
+from service.outbox.base import Entry, Refusal
 from service.outbox.jetstream import JetStreamOutbox
-from service.outbox.jetstream_connection import NatsAccess
+from service.outbox.jetstream_connection import API, NatsAccess
 from service.outbox.jetstream_streams import Plan
 from service.setting_values import NatsServers
 from tests.support.events import ACCEPTED_AT, entries, entry
@@ -92,6 +94,46 @@ async def test_more_dead_letters_than_are_read_at_once_are_all_found(nats_server
 
 
 # -- bounds
+
+
+async def test_an_event_that_somebody_else_published_is_relayed_whatever_its_headers_say(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
+        given = entry(1)
+        client = Client()
+        await client.connect(nats_server.url)
+        headers = {"Nats-Msg-Id": "m-1", "Pointillist-Accepted-At": "soon", "Pointillist-Queued-At": "1e9"}
+        await client.jetstream().publish(Plan(prefix).events_subject, given.payload, headers=headers)
+        await client.close()
+
+        [stored] = await take(outbox, 1)
+        assert (stored.message_id, stored.payload) == ("m-1", given.payload)
+        assert abs(stored.accepted_at / 1000 - CLOCK.wall()) < 3600
+        await outbox.flush()
+        assert outbox.stats().oldest_at is not None
+
+
+async def test_a_lot_of_dead_letters_is_whole_whatever_comes_late_of_another(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    async with opened_on_nats(nats_server.url, plan, CLOCK) as outbox:
+        # given a lot that is under way, and that nobody waits for any more
+        await bury(outbox, [Entry(f"m-{number}", b"x" * 20_000, ACCEPTED_AT) for number in range(100)])
+        letters = outbox._letters
+        late, reader = await letters._open_reader(0), await letters._open_reader(0)
+        await outbox._connection.publish(
+            f"{API}.CONSUMER.MSG.NEXT.{plan.letters_stream}.{late}",
+            orjson.dumps({"batch": 50, "no_wait": True}),
+            reply=f"{letters.puller._inbox}.late",
+        )
+
+        # when
+        assert await letters.puller.pull(plan.letters_stream, reader, 100)
+
+        # then
+        assert sum(f".{reader}." in received.reply for received in letters._heard) == 100
 
 
 async def test_an_outbox_full_of_events_refuses_until_a_tenth_is_free(nats_server: NatsServer, prefix: str) -> None:
@@ -330,3 +372,82 @@ async def test_streams_that_were_deleted_are_made_anew(nats_server: NatsServer, 
                     stored = await outbox.put([entry(1)])
         assert stored == [True]
         assert len(await take(outbox, 1)) == 1
+
+
+async def test_an_event_that_has_the_place_of_an_older_one_in_a_stream_made_anew_is_another(
+    nats_server: NatsServer, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    async with opened_on_nats(nats_server.url, plan, CLOCK) as outbox:
+        # given events in work, whose stream is deleted and made anew
+        await outbox.put(entries(3))
+        old = await take(outbox, 3)
+        client = Client()
+        await client.connect(nats_server.url)
+        await client.jsm().delete_stream(plan.events_stream)
+        await client.close()
+        async with asyncio.timeout(20):
+            await until(lambda: outbox.full() is not None)
+            await outbox.has_room()
+
+        # when as many come, and the first are delivered
+        await outbox.put(entries(3, first=10))
+        new = await take(outbox, 3)
+        for stored in old:
+            outbox.ack(stored)
+        await outbox.flush()
+
+        # then
+        assert [stored.message_id for stored in new] == ["m-10", "m-11", "m-12"]
+        assert outbox.stats().events == 3
+        for stored in new:
+            outbox.ack(stored)
+        await outbox.flush()
+        assert outbox.stats().events == 0
+
+
+async def test_what_could_not_be_settled_does_not_settle_what_a_stream_made_anew_has_in_its_place(
+    tmp_path: Path, prefix: str
+) -> None:
+    plan = Plan(prefix)
+    with nats_running(tmp_path / "nats") as server:
+        async with opened_on_nats(server.url, plan, CLOCK) as outbox:
+            # given events that were delivered while NATS was away, and a NATS that comes back with an empty disk
+            await outbox.put(entries(3))
+            old = await take(outbox, 3)
+            server.stop()
+            await until(lambda: not outbox.is_connected)
+            for stored in old[:2]:
+                outbox.ack(stored)
+            outbox.term(old[2], REFUSAL)
+            shutil.rmtree(server.folder / "store")
+            server.start()
+
+            # when others take their places
+            await until(lambda: outbox.is_connected)
+            await until(lambda: outbox.unreachable() is not None)  # the streams are seen to be gone
+            async with asyncio.timeout(20):
+                await outbox.has_room()
+            await outbox.put(entries(3, first=10))
+            new = await take(outbox, 3)
+            await until(lambda: outbox._leases.unsettled == 0)
+            await outbox.flush()
+
+            # then
+            assert [stored.message_id for stored in new] == ["m-10", "m-11", "m-12"]
+            assert outbox.stats().events == 3
+            [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
+            assert letter.message_id == old[2].message_id
+
+
+async def test_nobody_waits_for_settlements_once_nothing_sends_them(nats_server: NatsServer, prefix: str) -> None:
+    async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
+        # given a loop that ended, as by a fault of ours, which ends the server
+        for task in outbox._tasks:
+            task.cancel()
+        await asyncio.wait(outbox._tasks)
+
+        # when it is stopped
+        async with asyncio.timeout(20):
+            with pytest.raises(OutboxFullError, match="about to end"):
+                await outbox._leases.flush()

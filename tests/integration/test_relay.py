@@ -9,6 +9,7 @@ import pytest
 
 from pointillist_destination.v1 import event_pb2
 from service.answer import Answer, Failure
+from service.clock import SystemClock
 from service.flow import REFUSALS_MOST, Cause, State
 from service.mapping import Mapping
 from service.mapping_file import load_mapping
@@ -17,7 +18,8 @@ from service.relay import WINDOW_MOST
 from tests.support import relays
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import ALL, Backend
+from tests.support.nats import NatsServer
+from tests.support.outboxes import ALL, Backend, on_jetstream, take
 from tests.support.relays import TAKEN, Relaying, Relays, Script
 from tests.support.waiting import turns, until
 
@@ -190,6 +192,35 @@ async def test_a_wrong_token_loses_nothing_and_one_event_at_a_time_probes_each_t
         assert running.flow.is_getting_through
         assert running.outbox.stats().dead_letters == 0
     assert len(set(script.taken)) == 30
+
+
+async def test_a_relay_that_does_not_flow_leaves_events_to_others(
+    relaying: Relays, nats_server: NatsServer, prefix: str
+) -> None:
+    backend = on_jetstream(nats_server.url, prefix)
+    script = Script(lambda _: WRONG_TOKEN)
+    async with relaying(backend, script) as running, backend.open(SystemClock()) as other:
+        await running.outbox.put(entries(100))
+        await until(lambda: running.flow.state is State.PROBING)
+        assert len(await take(other, 60)) == 60  # all but what is mapped already, or has just failed
+
+
+async def test_an_answer_that_comes_at_once_is_heeded_before_the_next_lane_begins(path: Path) -> None:
+    class AtOnce(Script):
+        async def post(self, body: bytes, message_id: str) -> Answer:  # noqa: ARG002
+            self.posts.append(message_id)
+            return WRONG_TOKEN
+
+    # given a Pointillist whose answers are there without any wait
+    clock, script = HandClock(), AtOnce()
+    async with relays.relaying(path, script, clock=clock) as running:
+        # when there is more to send than one event
+        await running.outbox.put(entries(50))
+        await clock.tick_until(lambda: running.flow.state is State.PROBING and running.relay.in_flight == 0)
+
+        # then only the first is sent, and the first probe comes as soon as after any other failure
+        assert len(script.posts) == 1
+        assert len(await probe(running, script, clock, seconds=0.5)) == 1
 
 
 async def test_a_mended_setup_is_tried_at_once(relaying: Relays, backend: Backend) -> None:

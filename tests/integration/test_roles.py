@@ -1,19 +1,25 @@
 """Replicas that share an outbox on NATS, each with its part of the work, from the caller to Pointillist."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
+import pytest
+from nats.aio.client import Client
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc, event_service_pb2
+from service.app import App
+from service.errors import OutboxUnusableError
 from service.role import Role
 from service.sandbox import Behaviour, Sandbox
+from service.settings import load_settings
 from tests.integration.processes import run
 from tests.support.events import event, track
 from tests.support.nats import NatsServer, nats_running
 from tests.support.servers import NAME, NOT_SERVING, SERVING, TOKEN, Serving, failure, serving, until_health
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 AWAITED = event_service_pb2.SendOptions(wait_for_delivery=True)
 
@@ -135,3 +141,32 @@ async def test_streams_that_cannot_be_made_end_the_command_with_code_2(nats_serv
     ended = await run("serve", environ=environ | {"POINTILLIST_METRICS_LISTEN": ""})
     assert ended.code == 2
     assert "POINTILLIST_NATS_REPLICAS" in ended.err_lines[-1]
+
+
+@pytest.mark.parametrize("role", [Role.ACCEPT, Role.RELAY])
+async def test_streams_that_will_not_do_once_nats_is_there_end_a_replica_that_waited_for_it(
+    tmp_path: Path, prefix: str, role: Role
+) -> None:
+    with nats_running(tmp_path / "nats") as server:
+        # given
+        client = Client()
+        await client.connect(server.url)
+        await client.jsm().add_stream(name=f"{prefix}_EVENTS", subjects=[f"{prefix}.events"])
+        await client.close()
+        server.stop()
+        settings = load_settings(
+            {"POINTILLIST_API_TOKEN": TOKEN, "POINTILLIST_GRPC_LISTEN": "127.0.0.1:0", "POINTILLIST_METRICS_LISTEN": ""}
+            | shared(server, prefix)
+        )
+        serves = asyncio.Event()
+        replica = asyncio.ensure_future(App(settings, role).run(lambda _: serves.set()))
+        await asyncio.wait_for(serves.wait(), DEADLINE)
+
+        # when
+        server.start()
+
+        # then
+        await asyncio.wait({replica}, timeout=DEADLINE)
+        assert replica.done()
+        with pytest.raises(OutboxUnusableError, match="retention is limits"):
+            replica.result()

@@ -122,6 +122,19 @@ async def told(url: str, count: int = 1, clock: Clock | None = None) -> AsyncIte
 # -- they work
 
 
+async def test_two_events_that_have_one_id_in_two_streams_are_each_answered(sandbox: Sandbox) -> None:
+    async with told(sandbox.url) as (orders, workers):
+        await until(lambda: workers.alive)
+        orders.give(1, 2)
+        orders.waiting[1] = orders.waiting[1]._replace(id=1)
+
+        workers.look()
+
+        await until(lambda: workers.in_flight == 0)
+        assert orders.answers == {1: Answer(200)}
+        assert workers.restarts == 0
+
+
 async def test_every_event_is_delivered_once_and_all_workers_have_their_share(path: Path) -> None:
     script = Script()
     script.gate.clear()
