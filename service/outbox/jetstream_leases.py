@@ -81,6 +81,7 @@ class Leases:
         self._leases: dict[int, Lease] = {}
         self._put_back = PutBack()
         self._queue: list[Settlement] = []
+        self._sending: list[Settlement] = []
         self._flushes: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
         self._has_ended = False
@@ -94,8 +95,8 @@ class Leases:
 
     @property
     def coming_letters(self) -> int:
-        """Dead letters among them."""
-        return sum(settlement.refusal is not None for settlement in self._queue)
+        """Dead letters among them, and among those that are being sent."""
+        return sum(settlement.refusal is not None for settlement in (*self._queue, *self._sending))
 
     # -- on the event loop's side
 
@@ -201,17 +202,20 @@ class Leases:
                 if not self._flushes:
                     await asyncio.sleep(LINGER)
                 self._work.clear()
-                queue, self._queue = self._queue, []
+                self._sending = queue = self._queue
+                self._queue = []
                 flushes, self._flushes = self._flushes, []
                 try:
                     await self._write(queue)
                 except OutboxFullError as error:
                     # Repeated, a nak could take the event from whom it was given to meanwhile; it is done without it.
                     self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
+                    self._sending = []
                     _end(flushes, error)
                     await asyncio.sleep(STUCK_PAUSE)
                     self._work.set()
                 else:
+                    self._sending = []
                     _end(flushes, None)
         finally:
             self._has_ended = True  # whoever waits for it, or would, is not to wait for ever
