@@ -202,17 +202,16 @@ class Connection:
             self._subscriptions[subject] = await self._usable().subscribe(subject, cb=callback)
 
     async def unsubscribe(self, subject: str) -> None:
-        """Hear no more of a subject; returns once NATS knows.
+        """Hear no more of a subject; returns once NATS knows, and what it sent before is heard.
 
         Raises:
             OutboxFullError: there is no connection.
         """
         del self._subscribed[subject]
         try:
-            await self._subscriptions.pop(subject).unsubscribe()
+            await self._subscriptions.pop(subject).drain()  # type: ignore[no-untyped-call]  # it says no type
         except BROKEN as error:
             raise self._unreached(error) from error
-        await self.flush()
 
     async def publish(
         self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
