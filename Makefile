@@ -19,7 +19,7 @@ help:  ## says what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1: \2/p' Makefile
 
 run: $(RUNTIME)  ## serves; without POINTILLIST_API_TOKEN it demonstrates, on this machine alone
-	@exec $(BIN)/python -m service.make_run
+	@exec $(BIN)/python -m service.cli.demo
 
 test: check  ## checks, then runs the tests that are not marked as long
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"

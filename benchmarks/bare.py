@@ -23,7 +23,7 @@ from pyreqwest.client import Client, ClientBuilder
 from benchmarks.control import serve_commands
 from benchmarks.events import event_templates, message_ids
 from pointillist_destination.v1 import event_pb2
-from service.mapping_file import load_mapping
+from service.mapping.mapping_file import load_mapping
 
 ACCEPTED_AT = 1_772_000_000_000  # milliseconds since the epoch; any will do
 PAGE = bytes(4096)  # the least that SQLite writes to its log for one commit

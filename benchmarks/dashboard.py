@@ -25,8 +25,8 @@ import grpc
 from benchmarks.dashboard_picture import draw
 from pointillist_destination.v1 import event_pb2, event_service_pb2_grpc
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, IdentifyRequest, TrackRequest
-from service import mapping
-from service.sandbox import Behaviour, Sandbox
+from service.mapping import mapping
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, identify, track
 from tests.support.monitoring import PROMETHEUS, Series, filled, panels, scraping, silent

@@ -14,8 +14,8 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
-from service.integrations import is_sent
-from service.segment_json import Imported, import_line
+from service.events.integrations import is_sent
+from service.events.segment_json import Imported, import_line
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data" / "segment_events.jsonl"
 SIZE_LEAST = 900  # bytes of a serialised Event; smaller ones are not what a shop sends

@@ -23,7 +23,7 @@ import uvloop
 from benchmarks.control import serve_commands
 from benchmarks.events import batches, track_requests
 from pointillist_destination.v1 import event_service_pb2
-from service.event_service import SERVICE_NAME
+from service.server.event_service import SERVICE_NAME
 
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 Stream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"

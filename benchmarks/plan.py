@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.child import Child
 from benchmarks.figures import Sample
-from service.role import Role
+from service.config.role import Role
 
 SETTLE_TIME = 30.0  # seconds for the last deliveries to be settled on disk
 LOOK_INTERVAL = 0.01  # seconds between two looks at whether they are

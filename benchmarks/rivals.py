@@ -18,9 +18,9 @@ from google.protobuf import json_format
 
 from benchmarks.control import until_end_of_input
 from pointillist_destination.v1 import event_service_pb2
-from service.batch_frame import read_batch
-from service.event_service import BATCHES_AHEAD, SERVICE_NAME
-from service.server import OPTIONS
+from service.events.batch_frame import read_batch
+from service.server.event_service import BATCHES_AHEAD, SERVICE_NAME
+from service.server.grpc_server import OPTIONS
 
 PUBLISHED = "RIVAL"  # the stream that `publish` makes, and its subject
 

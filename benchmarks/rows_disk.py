@@ -12,7 +12,7 @@ from benchmarks.figures import Figure, Sample
 from benchmarks.plan import Plan, measured, nobody, ours, url_of
 from benchmarks.rows_in import BATCH_SIZE, stream, streamed
 from benchmarks.rows_out import fill
-from service.outbox.sqlite_open import open_database
+from service.outbox.sqlite.opening import open_database
 
 REST_TIME = 2.0  # seconds after the start at which memory is read
 DRAIN_SHARE = 0.05  # share of the backlog that is drained to see what memory that takes

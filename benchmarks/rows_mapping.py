@@ -10,7 +10,7 @@ from benchmarks.events import imported
 from benchmarks.figures import Figure, Sample
 from benchmarks.plan import Plan
 from pointillist_destination.v1 import event_pb2
-from service.mapping_file import load_mapping
+from service.mapping.mapping_file import load_mapping
 
 
 def mapping(plan: Plan) -> list[Figure]:

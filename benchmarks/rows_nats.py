@@ -18,7 +18,7 @@ from benchmarks.plan import SETTLE_TIME, Plan, measured, nobody, ours, url_of
 from benchmarks.rivals import PUBLISHED
 from benchmarks.rows_in import BATCH_SIZE, CALLERS, UnaryLoad, latency_figures, poisson, stream
 from benchmarks.rows_out import LANES, bare_posts
-from service.role import Role
+from service.config.role import Role
 
 EVENTS = "POINTILLIST_EVENTS"  # the stream that the service makes
 PACE = 100.0  # calls a second, at which a call meets no other

@@ -14,8 +14,8 @@ from benchmarks.plan import Plan, measured, ours, url_of, wait_until_settled
 from benchmarks.rows_in import BATCH_SIZE, BATCHES_AHEAD, CALLERS, latency_figures
 from service.clock import SystemClock
 from service.outbox.base import Entry
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
+from service.outbox.capacity import Bounds
+from service.outbox.sqlite.outbox import SqliteOutbox
 
 LANES = 64  # POSTs in flight: the most for ours, which finds its number by itself, and always for the bare loop
 LATENCY_RATE = 100.0  # events a second; otherwise all is idle

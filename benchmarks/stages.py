@@ -20,15 +20,15 @@ from benchmarks.plan import Plan, url_of
 from benchmarks.rows_in import BATCH_SIZE, BATCHES_AHEAD
 from benchmarks.rows_out import LANES
 from pointillist_destination.v1 import event_pb2
-from service.batch_frame import read_batch
 from service.clock import SystemClock
-from service.integrations import is_sent
-from service.mapping_file import load_mapping
+from service.events.batch_frame import read_batch
+from service.events.integrations import is_sent
+from service.events.validation import violations
+from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Entry, Stored
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
-from service.pointillist import Pointillist, connect
-from service.validation import violations
+from service.outbox.capacity import Bounds
+from service.outbox.sqlite.outbox import SqliteOutbox
+from service.pointillist.client import Pointillist, connect
 
 Item = TypeVar("Item")
 

@@ -13,29 +13,29 @@ from urllib.parse import urlsplit
 import structlog
 import uvloop
 
-from service import dead_letter_service, event_service
-from service.access_log import AccessLog
-from service.callers import CallersFile
 from service.clock import Clock, SystemClock
-from service.courier_choice import make_courier
-from service.dead_letter_service import DeadLetterService
-from service.deliveries import Deliveries
-from service.event_service import EventService
-from service.flow import Cause, Flow, State
-from service.gate import Gate
-from service.health import Health
-from service.mapping_source import MappingSource
+from service.config.role import Role
+from service.config.settings import Listen, Settings, TokenSource, effective
+from service.intake.callers import CallersFile
 from service.outbox.base import DeadLetterFilter, Outbox
-from service.outbox.choice import OpenOutbox, check_role, open_outbox
-from service.relay import Relay
-from service.role import Role
-from service.rpc import Calls
-from service.server import exposure, is_loopback, listen, make_health_server, make_server
-from service.settings import Listen, Settings, TokenSource, effective
-from service.telemetry import Metrics, set_log_level, start_metrics_server
-from service.tls import TlsFiles
-from service.tracing import Tracing, start_tracing
-from service.workers import Workers
+from service.outbox.deliveries import Deliveries
+from service.outbox.factory import OpenOutbox, check_role, open_outbox
+from service.relay.factory import make_courier
+from service.relay.flow import Cause, Flow, State
+from service.relay.relay import Relay
+from service.relay.worker_pool import Workers
+from service.reloader import MappingSource
+from service.server import dead_letter_service, event_service
+from service.server.auth import Gate
+from service.server.calls import Calls
+from service.server.dead_letter_service import DeadLetterService
+from service.server.event_service import EventService
+from service.server.grpc_server import exposure, is_loopback, listen, make_health_server, make_server
+from service.server.health import Health
+from service.server.tls import TlsFiles
+from service.telemetry.access_log import AccessLog
+from service.telemetry.metrics import Metrics, set_log_level, start_metrics_server
+from service.telemetry.tracing import Tracing, start_tracing
 
 RELOAD_INTERVAL = 1.0  # seconds between looks at the files that may change
 BEAT_INTERVAL = 0.5  # seconds between two beats of a loop that has nothing to do

@@ -8,8 +8,8 @@
         ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
         └── OutboxFullError     no room now; trying again later makes sense
 
-Foreign errors are translated where they enter: `outbox/sqlite.py`, `outbox/jetstream_connection.py`, `pointillist.py`,
-`settings.py`.
+Foreign errors are translated where they enter: `outbox/sqlite/`, `outbox/jetstream/connection.py`, `pointillist/`,
+`config/settings.py`.
 """
 
 

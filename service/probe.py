@@ -10,9 +10,9 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.cli.client import called_at
+from service.config.settings import load_settings
 from service.errors import SettingsError
-from service.settings import load_settings
-from service.target import called_at
 
 TIMEOUT = 3.0  # seconds
 LIVENESS = "liveness"

@@ -1,1 +1,1 @@
-"""The outbox and its stores."""
+"""The durable store between the way in and the way out."""

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import grpc
 
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.acceptance.processes import LOOK_INTERVAL, TOKEN, ServerProcess, settings_for
 from tests.support.waiting import until

@@ -16,8 +16,8 @@ from pathlib import Path
 from random import Random
 
 from pointillist_destination.v1 import event_service_pb2
-from service.outbox.jetstream_streams import ACK_WAIT_LEAST, Plan
-from service.sandbox import Behaviour, Sandbox
+from service.outbox.jetstream.streams import ACK_WAIT_LEAST, Plan
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.crashes import DRAIN_DEADLINE, connected, draw_behaviour, running_sandbox, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.acceptance.processes import ServerProcess, settings_for

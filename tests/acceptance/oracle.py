@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_pb2
-from service.sandbox import Sandbox, TakenRecord
+from service.sandbox.server import Sandbox, TakenRecord
 
 FIRST_TIME = datetime(2026, 2, 23, 22, 28, 55, tzinfo=UTC)  # the timestamp of event 0; any will do
 WORDS = ("Zürich", "premium", "naïve", "日本", "a b", "%41", '"quoted"', "tab\tand\nline")

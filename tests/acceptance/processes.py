@@ -15,7 +15,7 @@ import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
-from service.sandbox import Sandbox
+from service.sandbox.server import Sandbox
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "service", "serve")

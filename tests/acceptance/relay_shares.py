@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.clock import SystemClock
-from service.outbox.jetstream_streams import Plan
-from service.sandbox import Behaviour
+from service.outbox.jetstream.streams import Plan
+from service.sandbox.server import Behaviour
 from tests.acceptance.crashes import running_sandbox
 from tests.acceptance.processes import ServerProcess, settings_for
 from tests.support.events import entries

@@ -15,7 +15,7 @@ from random import Random
 import grpc
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.crashes import Stub, connected, drained, drawn_seed, running_sandbox
 from tests.acceptance.oracle import Events
 from tests.acceptance.processes import ServerProcess, settings_for

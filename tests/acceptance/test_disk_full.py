@@ -22,9 +22,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pointillist_destination.v1 import event_service_pb2
 from service.errors import OutboxFullError
-from service.outbox.room import DISK_CHECK_INTERVAL, Bounds
-from service.outbox.sqlite import SqliteOutbox
-from service.sandbox import Behaviour, Sandbox
+from service.outbox.capacity import DISK_CHECK_INTERVAL, Bounds
+from service.outbox.sqlite.outbox import SqliteOutbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.crashes import Stub, connected, drained, running_sandbox, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.acceptance.processes import ServerProcess, settings_for

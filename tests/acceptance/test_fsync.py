@@ -13,7 +13,7 @@ import pytest
 
 from pointillist_destination.v1.event_service_pb2 import TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.sandbox import Behaviour
+from service.sandbox.server import Behaviour
 from tests.integration.processes import Server, running_sandbox, running_server
 from tests.support.events import track
 from tests.support.waiting import until

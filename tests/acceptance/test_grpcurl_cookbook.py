@@ -10,7 +10,7 @@ import grpc
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc, event_service_pb2
 from pointillist_destination.v1 import event_service_pb2_grpc as event_grpc
-from service.sandbox import Behaviour
+from service.sandbox.server import Behaviour
 from tests.integration.processes import PROJECT, running_sandbox, running_server
 from tests.support.events import track
 from tests.support.recipes import recipes_of

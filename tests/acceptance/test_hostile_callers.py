@@ -19,9 +19,9 @@ import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 
 from pointillist_destination.v1 import event_service_pb2
-from service.dead_letter_service import SERVICE_NAME as DEAD_LETTER_SERVICE
-from service.event_service import SERVICE_NAME as EVENT_SERVICE
-from service.sandbox import Sandbox
+from service.sandbox.server import Sandbox
+from service.server.dead_letter_service import SERVICE_NAME as DEAD_LETTER_SERVICE
+from service.server.event_service import SERVICE_NAME as EVENT_SERVICE
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, identify, track
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.processes import EVENTS, PROJECT, end, kill, read_until, running_sandbox, start
 
-MODULE = "service.make_run"
+MODULE = "service.cli.demo"
 PORTS = {"POINTILLIST_GRPC_LISTEN": "127.0.0.1:0", "POINTILLIST_METRICS_LISTEN": "127.0.0.1:0"}
 
 
@@ -87,4 +87,4 @@ async def test_with_a_token_it_serves_for_real(tmp_path: Path) -> None:
 
 
 def test_the_events_that_are_shown_are_those_that_the_tests_know() -> None:
-    assert (PROJECT / "service" / "data" / EVENTS.name).read_bytes() == EVENTS.read_bytes()
+    assert (PROJECT / "service" / "cli" / "demo" / "data" / EVENTS.name).read_bytes() == EVENTS.read_bytes()

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb2
-from service.sandbox import Behaviour, TakenRecord
+from service.sandbox.server import Behaviour, TakenRecord
 from tests.acceptance.crashes import CrashRun, connected, drained, drawn_seed, running_sandbox, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.acceptance.processes import ServerProcess, settings_for

@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from service.answer import Answer
-from service.deliveries import Deliveries
-from service.flow import Flow, State
-from service.lanes import Lanes
-from service.mapping_file import load_mapping
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
-from service.relay import Relay
-from service.telemetry import Metrics
+from service.mapping.mapping_file import load_mapping
+from service.outbox.capacity import Bounds
+from service.outbox.deliveries import Deliveries
+from service.outbox.sqlite.outbox import SqliteOutbox
+from service.pointillist.answer import Answer
+from service.relay.flow import Flow, State
+from service.relay.local_sender import Lanes
+from service.relay.relay import Relay
+from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
 from tests.support.events import entries
 from tests.support.waiting import until

@@ -27,9 +27,9 @@ import pytest
 
 from service.clock import SystemClock
 from service.outbox.base import DeadLetterFilter, Refusal
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
-from service.outbox.sqlite_open import CHECKPOINT_PAGES
+from service.outbox.capacity import Bounds
+from service.outbox.sqlite.opening import CHECKPOINT_PAGES
+from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.acceptance.crashes import CrashRun, drawn_seed
 from tests.acceptance.processes import PROJECT
 from tests.support.events import entry

@@ -10,7 +10,7 @@ import pytest
 
 from pointillist_destination.v1 import dead_letter_service_pb2 as messages
 from pointillist_destination.v1 import dead_letter_service_pb2_grpc, event_service_pb2, event_service_pb2_grpc
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.clock import HandClock
 from tests.support.events import entries, event

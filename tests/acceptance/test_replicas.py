@@ -10,7 +10,7 @@ import grpc
 
 from pointillist_destination.v1.event_service_pb2 import OUTCOME_ACCEPTED, OUTCOME_DELIVERED, SendOptions, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.crashes import running_sandbox
 from tests.acceptance.processes import ServerProcess, settings_for
 from tests.integration.processes import Ended, run

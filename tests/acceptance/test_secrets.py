@@ -24,10 +24,10 @@ from pointillist_destination.v1.dead_letter_service_pb2_grpc import DeadLetterSe
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, SendOptions, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.app import App
-from service.callers import CallersFile
-from service.outbox.choice import nats_access
-from service.sandbox import Behaviour, Sandbox
-from service.settings import FileToken, Settings, load_settings
+from service.config.settings import FileToken, Settings, load_settings
+from service.intake.callers import CallersFile
+from service.outbox.factory import nats_access
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import ServerProcess, settings_for
 from tests.integration.processes import run
 from tests.support.events import event, track

@@ -21,7 +21,7 @@ from pointillist_destination.v1 import (
     event_service_pb2,
     event_service_pb2_grpc,
 )
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
 from tests.support.waiting import until

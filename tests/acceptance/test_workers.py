@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.acceptance.test_setup_wrong import NOT_SERVING, SERVING, Server
 from tests.support.certificates import OPENSSL, make_authority

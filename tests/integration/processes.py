@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.sandbox import Sandbox
+from service.sandbox.server import Sandbox
 
 PROJECT = Path(__file__).parents[2]
 EVENTS = PROJECT / "tests" / "data" / "segment_events.jsonl"

@@ -20,8 +20,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from google.rpc import error_details_pb2, status_pb2
 
 from pointillist_destination.v1 import event_service_pb2
-from service.sandbox import Behaviour, Sandbox
-from service.segment_json import Imported, import_message
+from service.events.segment_json import Imported, import_message
+from service.sandbox.server import Behaviour, Sandbox
 from tests.integration.processes import PROJECT, running_sandbox, running_server, until_taken
 from tests.support.waiting import until
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from pointillist_destination.v1.event_service_pb2 import IdentifyRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.sandbox import Sandbox
+from service.sandbox.server import Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import identify, track
 from tests.support.monitoring import LOOK_INTERVAL, PROMETHEUS, Prometheus, filled, panels, scraping, selectors, silent

@@ -13,8 +13,8 @@ import pytest
 
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
 from service.errors import MappingFileError
-from service.mapping_source import MappingSource
-from service.sandbox import Sandbox
+from service.reloader import MappingSource
+from service.sandbox.server import Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event
 from tests.support.waiting import until

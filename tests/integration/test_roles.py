@@ -11,10 +11,10 @@ from nats.aio.client import Client
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc, event_service_pb2
 from service.app import App
+from service.config.role import Role
+from service.config.settings import load_settings
 from service.errors import OutboxUnusableError
-from service.role import Role
-from service.sandbox import Behaviour, Sandbox
-from service.settings import load_settings
+from service.sandbox.server import Behaviour, Sandbox
 from tests.integration.processes import run
 from tests.support.events import event, track
 from tests.support.nats import NatsServer, nats_running

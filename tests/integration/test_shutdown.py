@@ -10,7 +10,7 @@ import pytest
 
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.sandbox import Behaviour, Sandbox
+from service.sandbox.server import Behaviour, Sandbox
 from tests.integration.processes import end, running_sandbox, running_server, start, until_taken
 from tests.support.events import event, track
 from tests.support.servers import NAME, NOT_SERVING, SERVING, failed, until_health

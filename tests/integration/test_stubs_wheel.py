@@ -161,5 +161,5 @@ async def test_the_wheels_of_the_server_and_of_the_stubs_share_no_file(tmp_path:
         f"pointillist_destination_stubs-{_project(STUBS)['version']}.dist-info",
     }
     assert "pointillist_destination/py.typed" in stubs
-    assert "service/mapping.toml" in server
+    assert "service/mapping/mapping.toml" in server
     assert stubs & server == set()

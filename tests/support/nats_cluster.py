@@ -16,7 +16,7 @@ import orjson
 from nats.aio.client import Client
 from nats.errors import Error
 
-from service.outbox.jetstream_streams import CONSUMER, SECOND, Plan
+from service.outbox.jetstream.streams import CONSUMER, SECOND, Plan
 from tests.support.nats import NatsServer
 
 HEALTHY_DEADLINE = 90.0  # seconds until servers have found each other and hold the same, on a busy machine too

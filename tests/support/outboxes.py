@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.clock import Clock
+from service.config.fields import NatsServers
 from service.outbox.base import DeadLetterFilter, Entry, Outbox, Refusal, Stored
-from service.outbox.jetstream import JetStreamOutbox
-from service.outbox.jetstream_connection import NatsAccess
-from service.outbox.jetstream_streams import Plan
-from service.outbox.room import Bounds
-from service.outbox.sqlite import SqliteOutbox
-from service.setting_values import NatsServers
+from service.outbox.capacity import Bounds
+from service.outbox.jetstream.connection import NatsAccess
+from service.outbox.jetstream.outbox import JetStreamOutbox
+from service.outbox.jetstream.streams import Plan
+from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.waiting import DEADLINE, INTERVAL
 
 WINDOW = 86_400.0  # seconds

@@ -14,19 +14,19 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from service.answer import Answer
 from service.clock import Clock, SystemClock
-from service.deliveries import Deliveries
-from service.flow import Flow
-from service.lanes import Lanes
-from service.mapping import Mapping
-from service.mapping_file import load_mapping
+from service.mapping.mapping import Mapping
+from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Outbox
-from service.pointillist import Pointillist
-from service.relay import Relay
-from service.telemetry import Metrics
-from service.worker_wire import SetUp
-from service.workers import Workers
+from service.outbox.deliveries import Deliveries
+from service.pointillist.answer import Answer
+from service.pointillist.client import Pointillist
+from service.relay.flow import Flow
+from service.relay.local_sender import Lanes
+from service.relay.relay import Relay
+from service.relay.worker_pool import Workers
+from service.relay.worker_protocol import SetUp
+from service.telemetry.metrics import Metrics
 from tests.support.outboxes import RETRY_MAX_DELAY, Backend, on_sqlite
 from tests.support.waiting import turns, until
 

@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2
 
 from pointillist_destination.v1 import event_service_pb2_grpc
 from service.app import App
-from service.role import Role
-from service.sandbox import Sandbox
-from service.settings import load_settings
+from service.config.role import Role
+from service.config.settings import load_settings
+from service.sandbox.server import Sandbox
 from tests.support.waiting import DEADLINE
 
 TOKEN = "token"

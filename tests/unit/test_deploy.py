@@ -12,12 +12,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from service.health import LIVENESS
-from service.mapping_file import load_mapping
-from service.outbox.sqlite_open import APPLICATION_ID, SCHEMA_VERSION
-from service.sandbox import Sandbox
-from service.settings import Settings, load_settings
-from service.units import parse_duration
+from service.config.settings import Settings, load_settings
+from service.config.units import parse_duration
+from service.mapping.mapping_file import load_mapping
+from service.outbox.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
+from service.sandbox.server import Sandbox
+from service.server.health import LIVENESS
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.monitoring import ALERTS, DASHBOARD, DEPLOY, JOB, filled, metric_names, panels
 
@@ -283,7 +283,9 @@ def test_prometheus_operator_finds_one_service_and_calls_its_job_as_the_alerts_d
 
 def test_the_mapping_that_is_shipped_is_the_built_in_one() -> None:
     shipped = load_mapping(KUBERNETES / "mapping.toml").describe()
-    assert shipped == load_mapping(None).describe(), "copy service/mapping.toml to deploy/kubernetes/mapping.toml"
+    assert shipped == load_mapping(None).describe(), (
+        "copy service/mapping/mapping.toml to deploy/kubernetes/mapping.toml"
+    )
 
 
 # -- systemd

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pytest
 
-from service.health import LIVENESS
-from service.mapping_file import load_mapping
-from service.outbox.jetstream_streams import MESSAGE_SIZE_LEAST
-from service.role import Role
-from service.settings import Settings, load_settings
+from service.config.role import Role
+from service.config.settings import Settings, load_settings
+from service.mapping.mapping_file import load_mapping
+from service.outbox.jetstream.streams import MESSAGE_SIZE_LEAST
+from service.server.health import LIVENESS
 from tests.support.certificates import OPENSSL, make_authority, make_certificate
 from tests.support.monitoring import JOB
 from tests.unit.test_deploy import DOCKERFILE, KUBERNETES, KUBERNETES_OLDEST, documents, run, tool, variables
@@ -186,7 +186,9 @@ def test_prometheus_operator_finds_one_service_and_calls_its_job_as_the_alerts_d
 
 def test_the_mapping_that_is_shipped_is_the_built_in_one() -> None:
     shipped = load_mapping(NATS / "mapping.toml").describe()
-    assert shipped == load_mapping(None).describe(), "copy service/mapping.toml to deploy/kubernetes/nats/mapping.toml"
+    assert shipped == load_mapping(None).describe(), (
+        "copy service/mapping/mapping.toml to deploy/kubernetes/nats/mapping.toml"
+    )
 
 
 def test_the_manifests_name_the_version_that_the_others_do() -> None:

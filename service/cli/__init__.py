@@ -1,0 +1,1 @@
+"""The commands of pointillist-destination: the only place that prints."""

@@ -1,0 +1,80 @@
+"""The server that a command calls."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.cli.console import UnreadableFileError
+from service.config.fields import legal_token
+from service.config.settings import Listen, load_settings
+from service.errors import SettingsError
+
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing is bound here
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a server listens, and how to call it."""
+
+    address: str
+    """HOST:PORT."""
+    certificates: bytes | None = None
+    """The authorities to trust, in PEM, for a server with TLS; None for plain text."""
+    token: str | None = None
+    """The caller's token; None for a server that asks for none. It is no part of a repr."""
+
+    def __repr__(self) -> str:
+        return f"Target({self.address!r})"
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+
+def find_target(given: str | None, ca_file: Path | None, token_file: Path | None) -> Target:
+    """The server that options name; without an address, the one that the settings have listen here.
+
+    Raises:
+        SettingsError: the address, a setting, the certificates or the token cannot be used.
+        UnreadableFileError: a file cannot be read.
+    """
+    certificates = None if ca_file is None else _certificates(ca_file)
+    token = None if token_file is None else _token(token_file)
+    if given is not None:
+        try:
+            return Target(str(Listen.parse(given)), certificates, token)
+        except ValueError as error:
+            raise SettingsError(f"--target: {error}") from error
+    return Target(str(called_at(load_settings(os.environ).grpc_listen)), certificates, token)
+
+
+def called_at(listen: Listen) -> Listen:
+    """Where to call a server of this machine: one that listens on every address is reached on the loopback one."""
+    return Listen(_EVERY_ADDRESS.get(listen.host, listen.host), listen.port)
+
+
+def _certificates(path: Path) -> bytes:
+    """Read and check certificates: gRPC itself would take any bytes, and then reach no server without saying why."""
+    content = _read(path)
+    try:
+        # A bundle may have comments in any encoding; PEM itself is ASCII.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError(f"--ca-file: {path} holds no certificate: {error}; expected certificates in PEM") from error
+    return content
+
+
+def _token(path: Path) -> str:
+    try:
+        return legal_token(_read(path).decode("latin-1"))  # any byte decodes; the check comes after
+    except ValueError as error:
+        raise SettingsError(f"--token-file: {path} {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,222 @@
+"""`dead-letters`: what an operator does about events that were given up, on a running server."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import orjson
+import typer
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
+from service.cli.channel import is_from_server, no_server, open_channel
+from service.cli.client import Target, find_target
+from service.cli.console import NOT_EVERYTHING, SendingError, output, say
+from service.cli.console import show as show_lines
+from service.cli.input_file import on_one_line
+from service.errors import SettingsError
+from service.events.segment_time import read_time
+
+PAGE_SIZE = 500
+TIMEOUT = 60.0  # seconds of one call
+NOTHING = "nothing is chosen: name ids, --reason, --event-type, --user-id, --since or --until, or say --all"
+
+commands = typer.Typer(help="List, show, replay and delete dead letters on a running server.", no_args_is_help=True)
+
+_Target = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="The server; POINTILLIST_GRPC_LISTEN by default.")
+]
+_CaFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Authorities to trust: the server has TLS.")]
+_TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the caller's token.")]
+_Reason = Annotated[str | None, typer.Option(metavar="R", help='The status, such as 400, or "max_age".')]
+_EventType = Annotated[str | None, typer.Option(metavar="NAME", help="A track's event name, or identify.")]
+_UserId = Annotated[str | None, typer.Option(metavar="ID", help="userId or anonymousId.")]
+_Since = Annotated[str | None, typer.Option(metavar="TIME", help="Last tried at or after it; RFC 3339.")]
+_Until = Annotated[str | None, typer.Option(metavar="TIME", help="Last tried before it; RFC 3339.")]
+_Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", min=1)]
+_All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+
+
+@commands.command("list")
+def list_(  # noqa: PLR0917  typer takes options by name
+    reason: _Reason = None,
+    event_type: _EventType = None,
+    user_id: _UserId = None,
+    since: _Since = None,
+    until: _Until = None,
+    target: _Target = None,
+    ca_file: _CaFile = None,
+    token_file: _TokenFile = None,
+) -> None:
+    """List dead letters, the oldest first: id, when it was last tried, reason, attempts, type, message id, detail."""
+    which = _filter(None, reason, event_type, user_id, since, until)
+    with _service(find_target(target, ca_file, token_file)) as call, output():
+        request = dead_letter_service_pb2.ListRequest(filter=which, page_size=PAGE_SIZE)
+        is_empty = True
+        while True:
+            page = call("List", request)
+            for letter in page.dead_letters:
+                sys.stdout.write(_line(letter) + "\n")
+                is_empty = False
+            sys.stdout.flush()
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        if is_empty:
+            say("no dead letters")
+
+
+@commands.command()
+def show(
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", min=1)],
+    target: _Target = None,
+    ca_file: _CaFile = None,
+    token_file: _TokenFile = None,
+) -> None:
+    """Show dead letters whole, as JSON: each with its event and the record that the mapping in force makes of it."""
+    with _service(find_target(target, ca_file, token_file)) as call:
+        for id_ in ids:
+            request = dead_letter_service_pb2.GetRequest(id=id_)
+            answer = call("Get", request)
+            shown = json_format.MessageToDict(answer)
+            # A record has its labels and numbers always, as on the wire; an event only what its sender gave.
+            shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
+            show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
+
+
+@commands.command()
+def replay(  # noqa: PLR0917  typer takes options by name
+    ids: _Ids = None,
+    everything: _All = False,
+    reason: _Reason = None,
+    event_type: _EventType = None,
+    user_id: _UserId = None,
+    since: _Since = None,
+    until: _Until = None,
+    target: _Target = None,
+    ca_file: _CaFile = None,
+    token_file: _TokenFile = None,
+) -> None:
+    """Put dead letters back into the queue; they keep their message ids, and are mapped anew.
+
+    The exit code is 1 where there was none to replay.
+    """
+    which = _filter(ids, reason, event_type, user_id, since, until)
+    request = dead_letter_service_pb2.ReplayRequest(filter=which, all=_choose(which, everything=everything))
+    with _service(find_target(target, ca_file, token_file)) as call:
+        count = call("Replay", request).replayed
+    _end(count, "replayed")
+
+
+@commands.command()
+def delete(  # noqa: PLR0917  typer takes options by name
+    ids: _Ids = None,
+    everything: _All = False,
+    reason: _Reason = None,
+    event_type: _EventType = None,
+    user_id: _UserId = None,
+    since: _Since = None,
+    until: _Until = None,
+    target: _Target = None,
+    ca_file: _CaFile = None,
+    token_file: _TokenFile = None,
+) -> None:
+    """Delete dead letters for good.
+
+    The exit code is 1 where there was none to delete.
+    """
+    which = _filter(ids, reason, event_type, user_id, since, until)
+    request = dead_letter_service_pb2.DeleteRequest(filter=which, all=_choose(which, everything=everything))
+    with _service(find_target(target, ca_file, token_file)) as call:
+        count = call("Delete", request).deleted
+    _end(count, "deleted")
+
+
+def _end(count: int, done: str) -> None:
+    show_lines(f"{done}: {count}")
+    if not count:
+        raise typer.Exit(NOT_EVERYTHING)
+
+
+def _filter(  # noqa: PLR0917  it takes what the commands take
+    ids: list[int] | None,
+    reason: str | None,
+    event_type: str | None,
+    user_id: str | None,
+    since: str | None,
+    until: str | None,
+) -> dead_letter_service_pb2.DeadLetterFilter:
+    return dead_letter_service_pb2.DeadLetterFilter(
+        ids=ids or [],
+        reason=reason or "",
+        event_type=event_type or "",
+        user_id=user_id or "",
+        since=_time("--since", since),
+        until=_time("--until", until),
+    )
+
+
+def _time(option: str, text: str | None) -> Timestamp | None:
+    try:
+        return None if text is None else read_time(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {error}") from error
+
+
+def _choose(which: dead_letter_service_pb2.DeadLetterFilter, *, everything: bool) -> bool:
+    chosen = which.ByteSize() > 0
+    if everything and chosen:
+        raise SettingsError("--all goes without ids and other options")
+    if not everything and not chosen:
+        raise SettingsError(NOTHING)
+    return everything
+
+
+def _line(letter: dead_letter_service_pb2.DeadLetter) -> str:
+    tried = datetime.fromtimestamp(letter.last_attempt_at.seconds, UTC).isoformat().replace("+00:00", "Z")
+    is_track = letter.event.HasField("track")
+    fields = (
+        str(letter.id),
+        tried,
+        letter.reason,
+        "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts",
+        letter.event.track.event if is_track else "identify",
+        letter.message_id,
+        letter.detail,
+    )
+    return "  ".join(on_one_line(" ".join(text.split())) for text in fields)
+
+
+def _printable(json_text: str) -> str:
+    """Escape the control characters that JSON may hold as they are, and that terminals obey."""
+    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", json_text)
+
+
+@contextmanager
+def _service(target: Target) -> Iterator[Callable[[str, Message], Any]]:
+    """Give a function that calls a method of the service by its name.
+
+    Raises:
+        SendingError: the call failed; its message says where and why.
+    """
+    with open_channel(target) as channel:
+        stub = dead_letter_service_pb2_grpc.DeadLetterServiceStub(channel)
+
+        def call(method: str, request: Message) -> Any:
+            try:
+                return getattr(stub, method)(request, timeout=TIMEOUT, metadata=target.metadata)
+            except grpc.RpcError as error:
+                is_ours = isinstance(error, grpc.Call) and not is_from_server(error)
+                if is_ours and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    raise SendingError(no_server(target)) from error
+                code, words = error.code(), " ".join((error.details() or "").split())
+                raise SendingError(f"{target.address}: {code.name}: {words}") from error
+
+        yield call

@@ -1,0 +1,1 @@
+"""`make run` without a token: a demonstration on this machine."""

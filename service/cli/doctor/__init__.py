@@ -1,0 +1,1 @@
+"""`doctor`: one module for each thing that is checked."""

@@ -1,0 +1,83 @@
+"""Can the server listen where the settings have it listen, or does it do so already?"""
+
+import errno
+import os
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from service.cli.client import called_at
+from service.cli.doctor.finding import Finding, Grade
+from service.config.settings import Listen, Settings
+from service.probe import knows_health
+
+TIMEOUT = 3.0  # seconds
+OUR_METRICS = b"pointillist_destination_"  # what every metric of ours begins with
+
+
+def listen_findings(settings: Settings) -> Iterator[Finding]:
+    """Look at every address that `serve` would listen on; one finding each."""
+    certificate = settings.tls_cert_file
+    if certificate is None:
+        yield _look("grpc_listen", settings.grpc_listen, lambda at: knows_health(str(at)))
+    else:
+        yield _look("grpc_listen", settings.grpc_listen, lambda at: _shows(at, certificate))
+    if settings.metrics_listen is not None:
+        yield _look("metrics_listen", settings.metrics_listen, _has_our_metrics)
+    if settings.health_listen is not None:
+        yield _look("health_listen", settings.health_listen, lambda at: knows_health(str(at)))
+
+
+def _look(name: str, listen: Listen, is_ours: Callable[[Listen], bool]) -> Finding:
+    variable = f"POINTILLIST_{name.upper()}"
+    try:
+        _bind(listen)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            if is_ours(called_at(listen)):
+                return Finding(name, Grade.OK, f"a server of ours answers at {listen}")
+            advice = f"end that program, or set {variable} to a free port"
+            return Finding(name, Grade.ERROR, f"another program listens on {listen}", advice)
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        advice = f"set {variable} to an address and a port that are this machine's to listen on"
+        return Finding(name, Grade.ERROR, f"cannot listen on {listen}: {reason}", advice)
+    except UnicodeError:  # what no host is called, such as a..b
+        advice = f"set {variable} to an address of this machine"
+        return Finding(name, Grade.ERROR, f"cannot listen on {listen}: {listen.host} is no host", advice)
+    return Finding(name, Grade.OK, f"{listen} is free")
+
+
+def _bind(listen: Listen) -> None:
+    """Listen for a moment; raises OSError where that cannot be done."""
+    flags = socket.AI_PASSIVE
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM, flags=flags
+    )[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
+        listener.bind(address)
+        listener.listen(1)
+
+
+def _shows(at: Listen, certificate: Path) -> bool:
+    """Whether the server there has the certificate that the settings name; it may want one of ours to say more."""
+    try:
+        shown = ssl.get_server_certificate((at.host, at.port), timeout=TIMEOUT)
+        return "".join(shown.split()) in "".join(certificate.read_text("latin-1").split())
+    except OSError:
+        return False
+
+
+def _has_our_metrics(at: Listen) -> bool:
+    # No proxy: it is this machine that is asked.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{at}/metrics", timeout=TIMEOUT) as answer:
+            return OUR_METRICS in answer.read()
+    except (OSError, ValueError):
+        return False
+    except Exception:  # noqa: BLE001  http.client's own errors: what answers does not speak HTTP
+        return False

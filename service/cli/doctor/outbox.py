@@ -1,0 +1,48 @@
+"""What is found of any outbox: how long its oldest event waits, and its dead letters."""
+
+import time
+from collections.abc import Sequence
+
+from service.cli.doctor.finding import Finding, Grade
+from service.config.units import format_duration
+
+OLD_EVENT = 3600.0  # seconds; an event that waits longer than that deserves a look
+
+
+def age_finding(accepted_at: int, attempts: int | None) -> Finding:
+    """How long the oldest waiting event waits.
+
+    Args:
+        accepted_at: milliseconds since the epoch.
+        attempts: how often it was tried; None where the store does not know.
+    """
+    age = max(0.0, time.time() - accepted_at / 1000)
+    text = f"the oldest event waits since {format_duration(round(age))}"
+    if attempts is not None:
+        text += f", after {count(attempts, 'attempt', 'attempts')}"
+    if age > OLD_EVENT:
+        advice = "is the server running? Its log says what Pointillist answers"
+        return Finding("age", Grade.WARNING, text, advice)
+    return Finding("age", Grade.OK, text)
+
+
+def dead_letters_finding(number: int, reasons: Sequence[tuple[str, int]], most: int) -> Finding:
+    """How many dead letters there are, and why.
+
+    Args:
+        number: how many.
+        reasons: the commonest reasons, and how many have each.
+        most: at how many the relay pauses.
+    """
+    if not number:
+        return Finding("dead letters", Grade.OK, "none")
+    text = f"{number}: " + ", ".join(f"{reason} ({many})" for reason, many in reasons)
+    advice = "see pointillist-destination dead-letters list; mend what they say, then dead-letters replay"
+    if number >= most:
+        return Finding("dead letters", Grade.ERROR, text, "the relay is paused until there is room: " + advice)
+    return Finding("dead letters", Grade.WARNING, text, advice)
+
+
+def count(number: int, one: str, more: str) -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else more}"

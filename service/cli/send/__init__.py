@@ -1,0 +1,1 @@
+"""`send`: a file through BatchSend."""

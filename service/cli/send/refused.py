@@ -1,0 +1,100 @@
+"""The file of what was refused: one JSON object a line, with the reasons and the line, to be mended and sent again.
+
+    {"line": 12, "message_id": "", "reasons": [{"field": "event", "description": "track without …"}], "text": "{…}"}
+
+`line` counts from one; `text` is the line as it stands in the file that was sent, without its end. One that is not
+UTF-8 has `text_base64` in its place, and one that is too long to be kept has neither. A message out of a batch body has
+`batch_index`, too, and `text` is the body with that message alone, so that sending it again does not send its
+neighbours a second time.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from service.cli.console import OutputError
+from service.cli.input_file import Source
+from service.cli.send.rejection import Rejection
+from service.errors import SettingsError
+from service.events.segment_json import only_item
+
+
+class RefusedFile:
+    """Appends what was refused as it is told, from any thread; a context manager.
+
+    Each object is handed to the system at once, so that those written stay whatever becomes of this process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: a file that does not exist or is empty, or something that is no regular file, such as a pipe.
+
+        Raises:
+            SettingsError: it holds something already.
+            OutputError: it cannot be opened.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = path.open("ab")  # appends, so that nothing is lost even to a race
+            status = os.fstat(self._file.fileno())
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            self._file.close()
+            raise SettingsError(
+                f"--refused: {path} holds something already, which is not written over; name a new file, or remove that"
+                " one: sending a file again tells all that is refused in it again"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Everything was flushed when it was written; what could not be was told then, and must not fail again.
+        with self._lock, contextlib.suppress(OSError):
+            self._file.close()
+
+    def write(self, source: Source, rejection: Rejection) -> None:
+        """Append one message that was refused.
+
+        Raises:
+            OutputError: it cannot be written, as on a full disk.
+        """
+        # What UTF-8 cannot hold, half a character out of a JSON escape, becomes that escape again.
+        written = json.dumps(_described(source, rejection), ensure_ascii=False).encode(errors="backslashreplace")
+        with self._lock:
+            if self._file.closed:  # it has ended, while a thread was still reading ahead
+                return
+            try:
+                self._file.write(written + b"\n")
+                self._file.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError | ValueError) -> OutputError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return OutputError(f"--refused: {self._path} cannot be written: {reason}")
+
+
+def _described(source: Source, rejection: Rejection) -> dict[str, Any]:
+    described: dict[str, Any] = {"line": source.line}
+    line = source.text
+    if source.item is not None:
+        described["batch_index"] = source.item
+        line = only_item(line, source.item)
+    described["message_id"] = rejection.message_id
+    described["reasons"] = [reason._asdict() for reason in rejection.reasons]
+    line = line.removesuffix(b"\n")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return described | {"text_base64": base64.b64encode(line).decode()}
+    return described | {"text": text} if source.text else described

@@ -1,0 +1,1 @@
+"""An event: its rules, its ids, its Segment JSON; pure."""

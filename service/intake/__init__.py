@@ -1,0 +1,1 @@
+"""The part that every way in shares: callers, rate limits, byte budgets, certificates."""

@@ -1,0 +1,130 @@
+"""The outbox that the settings name, opened.
+
+What speaks to NATS is imported only where it is used: it takes 0.2 s and 9 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from service.clock import Clock
+from service.config.role import Role
+from service.config.settings import Settings
+from service.errors import SettingsError
+from service.outbox.base import Outbox, Refusal
+from service.outbox.capacity import Bounds
+from service.outbox.sqlite.outbox import SqliteOutbox
+
+if TYPE_CHECKING:
+    from service.outbox.jetstream.connection import NatsAccess
+    from service.outbox.jetstream.streams import Plan
+
+NATS_PATIENCE = 2.0  # seconds in which an outbox on NATS that is there is found, so that a start is ready at its end
+
+
+class OpenOutbox(Outbox, Protocol):
+    """An Outbox with what its operator is shown of it; calls are cheap, and come from any thread."""
+
+    @property
+    def commits(self) -> int:
+        """How often events were made durable together, since start."""
+
+    @property
+    def committed_events(self) -> int:
+        """Events that were, since start."""
+
+    @property
+    def evictions(self) -> int:
+        """message_ids that the duplicate window forgot for want of room, since start."""
+
+    def unreachable(self) -> str | None:
+        """Why it cannot be relayed from, in words; None while it can, be it full or not."""
+
+    async def watch(self) -> None:
+        """Return never, but raise what ends it by itself.
+
+        Raises:
+            OutboxUnusableError: it turned out, once it could be looked at, that it cannot be used.
+        """
+
+
+async def open_outbox(settings: Settings, clock: Clock, settled: Callable[[str, Refusal | None], None]) -> OpenOutbox:
+    """Open the outbox that the settings name.
+
+    Args:
+        settings: name it.
+        clock: its time.
+        settled: told of deliveries, by other replicas, that callers of this one wait for.
+
+    Raises:
+        OutboxUnusableError: it cannot be used.
+    """
+    if settings.nats_servers is None:
+        return SqliteOutbox(
+            settings.outbox_path,
+            clock=clock,
+            window=settings.duplicate_window,
+            window_ids=settings.duplicate_ids,
+            retry_max_delay=settings.retry_max_delay,
+            bounds=Bounds(settings.outbox_max_events, settings.outbox_max_bytes, settings.disk_free_floor),
+        )
+    from service.outbox.jetstream.outbox import JetStreamOutbox  # noqa: PLC0415  see above
+
+    outbox = JetStreamOutbox(
+        nats_access(settings),
+        nats_plan(settings),
+        clock=clock,
+        retry_max_delay=settings.retry_max_delay,
+        settled=settled,
+    )
+    try:
+        await outbox.start(NATS_PATIENCE)
+    except BaseException:
+        await outbox.close()
+        raise
+    return outbox
+
+
+def check_role(role: Role, settings: Settings) -> None:
+    """See whether a replica with these settings can have a role.
+
+    Raises:
+        SettingsError: it would be alone with its half of the work.
+    """
+    if role is not Role.ALL and settings.nats_servers is None:
+        raise SettingsError(
+            f"--role {role}: an outbox in a file is one server's alone, which does all: leave --role out, or set"
+            " POINTILLIST_OUTBOX_URL to nats://host:4222, which replicas share"
+        )
+
+
+def nats_access(settings: Settings) -> NatsAccess:
+    """Where the settings say that NATS is; asked where they name it."""
+    from service.outbox.jetstream.connection import NatsAccess  # noqa: PLC0415  see above
+
+    assert settings.nats_servers is not None
+    return NatsAccess(
+        settings.nats_servers,
+        credentials_file=settings.nats_credentials_file,
+        ca_file=settings.nats_ca_file,
+        cert_file=settings.nats_cert_file,
+        key_file=settings.nats_key_file,
+    )
+
+
+def nats_plan(settings: Settings) -> Plan:
+    """What the settings say that the streams shall be.
+
+    The window is left to JetStream unless it is set: it is held in the memory of NATS, and a day of ids may be much.
+    """
+    from service.outbox.jetstream.streams import Plan  # noqa: PLC0415  see above
+
+    is_window_set = "duplicate_window" in settings.model_fields_set
+    return Plan(
+        settings.nats_stream,
+        replicas=settings.nats_replicas,
+        bytes=settings.outbox_max_bytes,
+        events=settings.outbox_max_events,
+        duplicate_window=settings.duplicate_window if is_window_set else None,
+    )

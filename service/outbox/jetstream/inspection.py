@@ -1,0 +1,125 @@
+"""A look at the streams of an outbox on JetStream, beside servers that use them or without any; nothing changes."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import OutboxFullError, OutboxUnusableError
+from service.outbox.base import DeadLetterFilter
+from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess
+from service.outbox.jetstream.dead_letters import JetStreamDeadLetters
+from service.outbox.jetstream.publisher import Publisher
+from service.outbox.jetstream.state import StreamState, read_state
+from service.outbox.jetstream.streams import (
+    CONSUMER,
+    NOT_FOUND,
+    Plan,
+    consumer_differences,
+    stream_differences,
+)
+
+PATIENCE = 3.0  # seconds in which NATS has to be reached
+REASONS_MOST = 5
+LETTERS_MOST = 1000  # dead letters whose reasons are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is."""
+
+    problem: str | None
+    """Why nothing can be looked at; None where all else holds."""
+    account: dict[str, Any]
+    """What JetStream says of our account: `storage`, `limits` and more."""
+    missing: tuple[str, ...] = ()
+    """Streams, and the consumer, that are not there yet."""
+    differences: tuple[str, ...] = ()
+    """What keeps those that are there from being an outbox, a sentence each."""
+    events: int = 0
+    bytes: int = 0
+    oldest_at: int | None = None
+    """Milliseconds since the epoch: when the oldest waiting event was accepted."""
+    bounds: tuple[int, int] = (-1, -1)
+    """How many events, and bytes, may wait; -1 for no bound."""
+    replicas: int = 1
+    in_work: int = 0
+    """Events that are leased, or were put back for later."""
+    dead_letters: int = 0
+    reasons: tuple[tuple[str, int], ...] = ()
+    """The commonest reasons of the first thousand dead letters, and how many have each."""
+
+
+async def look(access: NatsAccess, plan: Plan) -> Look:
+    """Look at NATS."""
+    try:
+        connection = Connection(access, lost=lambda: None)
+    except OutboxUnusableError as error:
+        return Look(str(error), {})
+    running = asyncio.create_task(connection.run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await connection.up()
+        return await _look(connection, plan)
+    except TimeoutError:
+        return Look(connection.problem, {})
+    except OutboxFullError as error:
+        return Look(str(error), {})
+    finally:
+        while not running.done():  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
+            running.cancel()
+            await asyncio.wait({running}, timeout=0.2)
+
+
+async def _look(connection: Connection, plan: Plan) -> Look:
+    account = await connection.ask("INFO")
+    places = {
+        plan.events_stream: f"STREAM.INFO.{plan.events_stream}",
+        plan.letters_stream: f"STREAM.INFO.{plan.letters_stream}",
+        f"consumer {CONSUMER}": f"CONSUMER.INFO.{plan.events_stream}.{CONSUMER}",
+    }
+    found = {name: await _ask(connection, place) for name, place in places.items()}
+    events, letters, consumer = found.values()
+    differences: list[str] = []
+    for name, info, wanted in (
+        (plan.events_stream, events, plan.events_config()),
+        (plan.letters_stream, letters, plan.letters_config()),
+    ):
+        if info is not None:
+            differences += [f"{name}: {text}" for text in stream_differences(info["config"], wanted)]
+    if consumer is not None:
+        differences += [f"consumer {CONSUMER}: {text}" for text in consumer_differences(consumer["config"])]
+    missing = tuple(name for name, info in found.items() if info is None)
+    if events is None or letters is None:
+        return Look(None, account, missing, tuple(differences))
+    state = await read_state(connection, plan, StreamState())
+    return Look(
+        None,
+        account,
+        missing,
+        tuple(differences),
+        events=state.events,
+        bytes=state.bytes,
+        oldest_at=state.oldest_at,
+        bounds=(events["config"]["max_msgs"], events["config"]["max_bytes"]),
+        replicas=events["config"]["num_replicas"],
+        in_work=0 if consumer is None else consumer["num_ack_pending"],
+        dead_letters=state.dead_letters,
+        reasons=await _reasons(connection, plan) if state.dead_letters else (),
+    )
+
+
+async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
+    try:
+        return await connection.ask(place)
+    except ApiError as error:
+        if error.code == NOT_FOUND:
+            return None
+        raise
+
+
+async def _reasons(connection: Connection, plan: Plan) -> tuple[tuple[str, int], ...]:
+    letters = JetStreamDeadLetters(connection, Publisher(connection), plan)
+    await letters.puller.start(f"{INBOX}look")
+    found = await letters.find(DeadLetterFilter(), after=0, limit=LETTERS_MOST)
+    return tuple(Counter(letter.refusal.reason for letter in found).most_common(REASONS_MOST))

@@ -1,0 +1,154 @@
+"""Publishing to a stream: many messages on their way at a time, each counted only once the stream has acknowledged it.
+
+All acknowledgements come on one subject with a number at its end. That takes half of what the client's own
+`publish_async` takes: measured per event on one core, 9 µs against 20.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from service.errors import OutboxFullError
+from service.outbox.jetstream.connection import NO_RESPONDERS, UNREACHED_RETRY, Connection, Received
+
+ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
+GATHER_TIME = 0.002  # seconds for which small calls are gathered where there are many
+GATHER_CALLS = 3  # small calls within that time that are many; a caller who is alone makes fewer
+GATHERED_MOST = 16  # messages of a small call
+UNACKNOWLEDGED_MOST = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
+
+
+class Message(NamedTuple):
+    """What is published."""
+
+    payload: bytes
+    headers: dict[str, str]
+
+
+class RefusedError(OutboxFullError):
+    """A stream refused a message; it is not stored."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Messages of one call, and what was acknowledged of them."""
+
+    done: "asyncio.Future[None]"
+    left: int
+    new: list[bool] = field(default_factory=list)
+    error: OutboxFullError | None = None
+
+    def settle(self, index: int, *, is_new: bool) -> None:
+        self.new[index] = is_new
+        self.left -= 1
+        if self.left == 0 and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: OutboxFullError) -> None:
+        self.error = self.error or error
+
+
+class Publisher:
+    """Publishes over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._prefix = ""
+        self._number = 0
+        self._waiting: dict[int, tuple[_Batch, int]] = {}
+        self._fewer = asyncio.Event()
+        self._calls = deque([float("-inf")] * GATHER_CALLS, GATHER_CALLS)
+        self._gathered: asyncio.Event | None = None
+
+    async def start(self, inbox: str) -> None:
+        """Hear acknowledgements on subjects below an inbox of ours."""
+        self._prefix = f"{inbox}."
+        await self._connection.subscribe(f"{inbox}.*", self._hear)
+
+    async def publish(self, subject: str, messages: Sequence[Message]) -> list[bool]:
+        """Publish messages; returns once the stream has acknowledged all, False for each that it knew already.
+
+        Raises:
+            RefusedError: the stream refused one or more.
+            OutboxFullError: an acknowledgement did not come; whether the message is stored is not known.
+        """
+        batch = _Batch(asyncio.get_running_loop().create_future(), len(messages), [False] * len(messages))
+        numbers: list[int] = []
+        try:
+            async with asyncio.timeout(ACK_TIMEOUT) as deadline:
+                if len(messages) < GATHERED_MOST:
+                    await self._gather()
+                for index, message in enumerate(messages):
+                    while len(self._waiting) >= UNACKNOWLEDGED_MOST:
+                        self._fewer.clear()
+                        await self._fewer.wait()
+                    self._number += 1
+                    self._waiting[self._number] = (batch, index)
+                    numbers.append(self._number)
+                    await self._connection.publish(
+                        subject, message.payload, reply=f"{self._prefix}{self._number}", headers=message.headers
+                    )
+                deadline.reschedule(asyncio.get_running_loop().time() + ACK_TIMEOUT)
+                if messages:
+                    await batch.done
+        except TimeoutError:
+            text = f"the stream has not acknowledged within {ACK_TIMEOUT:.0f} s; send it again with the same message_id"
+            raise batch.error or OutboxFullError(text, UNREACHED_RETRY) from None
+        finally:
+            for number in numbers:
+                self._waiting.pop(number, None)
+            self._fewer.set()
+        if batch.error is not None:
+            raise batch.error
+        return batch.new
+
+    async def _gather(self) -> None:
+        """Where there are many small calls, wait a moment, so that they are sent together.
+
+        A packet for each event, its answer, and the wake-ups that belong to them cost more than all else that is done
+        for it here. Who is alone does not wait.
+        """
+        now = asyncio.get_running_loop().time()
+        are_many = now - self._calls[0] < GATHER_TIME
+        self._calls.append(now)
+        if self._gathered is None:
+            if not are_many:
+                return
+            self._gathered = asyncio.Event()
+            asyncio.get_running_loop().call_later(GATHER_TIME, self._send_gathered, self._gathered)
+        await self._gathered.wait()
+
+    def _send_gathered(self, gathered: asyncio.Event) -> None:
+        self._gathered = None
+        gathered.set()
+
+    def lose(self) -> None:
+        """Have nobody wait for acknowledgements any more: the connection on which they would come is gone."""
+        lost = OutboxFullError(
+            "the connection to NATS broke before the stream acknowledged; send it again with the same message_id",
+            UNREACHED_RETRY,
+        )
+        for batch, _ in self._waiting.values():
+            batch.fail(lost)
+            if not batch.done.done():
+                batch.done.set_result(None)
+
+    async def _hear(self, received: Received) -> None:
+        batch, index = self._waiting.pop(int(received.subject[len(self._prefix) :]), (None, 0))
+        if len(self._waiting) == UNACKNOWLEDGED_MOST - 1:
+            self._fewer.set()
+        if batch is None:
+            return
+        if (received.headers or {}).get("Status") == NO_RESPONDERS:
+            batch.fail(RefusedError("no stream takes events: it is gone, or has no leader now", UNREACHED_RETRY))
+            batch.settle(index, is_new=False)
+            return
+        acknowledgement = orjson.loads(received.data)
+        if (fault := acknowledgement.get("error")) is not None:
+            text = f"the stream refuses: {fault.get('description')} ({fault.get('err_code')})"
+            batch.fail(RefusedError(text, UNREACHED_RETRY))
+        batch.settle(index, is_new=fault is None and not acknowledgement.get("duplicate", False))

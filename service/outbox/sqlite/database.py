@@ -1,0 +1,390 @@
+"""The SQLite file under the outbox: every statement.
+
+All of it runs on one thread over one connection, and is synchronous. Statements carry many rows each, because Python
+lets go of the interpreter lock and fights for it again at every step of a statement: one INSERT of 64 rows costs one
+such fight, executemany 64.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from pointillist_destination.v1 import event_pb2
+from service.errors import OutboxError
+from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
+from service.outbox.sqlite import dead_letters
+from service.outbox.sqlite.counts import Counts
+from service.outbox.sqlite.opening import damaged, open_database, take_lock
+
+DIGEST_SIZE = 16  # bytes
+CHUNKS = (128, 16, 1)  # rows a statement
+NEWEST = 2**63 - 1  # above every id
+PRUNE_LEAST = 256  # ids pruned from the window in one transaction, at least
+MOVED_MOST = 500  # dead letters moved or deleted in one transaction
+EXAMINED_MOST = 5000  # dead letters looked at in one go, so that what waits for the writer does not wait for a million
+
+
+class DiskRefusedError(OutboxError):
+    """The disk or the file system refused a write; the transaction was rolled back and nothing of it is stored."""
+
+
+def chunked(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Cut rows into runs whose lengths are among CHUNKS, so that few statements are ever prepared."""
+    start = 0
+    for size in CHUNKS:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
+
+
+def _values(columns: int, rows: int) -> str:
+    return ",".join(["(" + ",".join("?" * columns) + ")"] * rows)
+
+
+INSERT_SEEN = {
+    n: f"INSERT INTO seen (id, digest, at) VALUES {_values(3, n)}"  # noqa: S608  # only question marks
+    " ON CONFLICT (digest) DO NOTHING"
+    for n in CHUNKS
+}
+FORGET_SEEN = {n: f"DELETE FROM seen WHERE at < ? AND digest IN ({','.join('?' * n)})" for n in CHUNKS}  # noqa: S608
+INSERT_EVENT = {
+    n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload, traceparent) VALUES {_values(6, n)}"  # noqa: S608
+    for n in CHUNKS
+}
+DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
+STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at, traceparent"
+
+
+class SqliteFile:
+    """An open outbox file, held by this process alone."""
+
+    def __init__(self, path: Path, *, window: float, window_ids: int) -> None:
+        """Open the file, making it if it is not there.
+
+        Args:
+            path: the database file; its folder must exist.
+            window: seconds for which a message_id is remembered.
+            window_ids: how many message_ids are remembered at most.
+
+        Raises:
+            OutboxUnusableError: held by another server, not ours, damaged, or not to be opened.
+        """
+        self._window = round(window * 1000)
+        self._window_ids = window_ids
+        self.evictions = 0
+        """message_ids forgotten for want of room in the window."""
+        self._evicting = 0  # the same, of the transaction under way
+        self._lock = take_lock(path)
+        try:
+            self._connection = open_database(path)
+            self._page_size = int(self._one("PRAGMA page_size")[0])
+            try:
+                self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
+                self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
+                self.oldest_at()
+            except sqlite3.Error as error:
+                self._connection.close()
+                raise damaged(path, error) from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.cursor = 0
+        """What is above it was not leased yet; up to it, new events were leased."""
+        self._leased: set[int] = set()
+
+    def close(self) -> None:
+        """Close the file; the log is folded into it."""
+        self._connection.close()
+        os.close(self._lock)
+
+    # -- transactions
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Counts]:
+        """Run the body in one transaction, fsynced at its end. The body adds what it changes to the Counts yielded.
+
+        Raises:
+            DiskRefusedError: the disk is full or failing; nothing of the transaction is stored.
+        """
+        change = Counts(0, 0, 0, 0)
+        self._evicting = 0
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield change
+            self._connection.execute(
+                "UPDATE counter SET events = events + ?, bytes = bytes + ?, seen = seen + ?,"
+                " dead_letters = dead_letters + ?",
+                (change.events, change.bytes, change.seen, change.dead_letters),
+            )
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                raise DiskRefusedError(str(error)) from error
+            raise
+        self.evictions += self._evicting
+        self.counts += change
+
+    def touch(self) -> None:
+        """Change nothing, but have the disk written to. Within a transaction.
+
+        Two statements, because SQLite leaves out a write that would leave a row as it was.
+        """
+        self._connection.execute("UPDATE counter SET seen = seen + 1")
+        self._connection.execute("UPDATE counter SET seen = seen - 1")
+
+    def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[int]:
+        """Store entries; returns one id an entry, 0 for a duplicate. Within a transaction."""
+        first = self._next_id
+        self._next_id += len(entries)
+        rows = [
+            (first + index, message_id, accepted_at, now, payload, traceparent)
+            for index, (message_id, payload, accepted_at, traceparent, _) in enumerate(entries)
+        ]
+        execute = self._connection.execute
+        horizon = now - self._window
+        has_expired = self._has_expired(horizon)
+        fresh = 0
+        for chunk in chunked(rows):
+            digests = [blake2b(row[1].encode(), digest_size=DIGEST_SIZE).digest() for row in chunk]
+            if has_expired:
+                change.seen -= execute(FORGET_SEEN[len(chunk)], (horizon, *digests)).rowcount
+            parameters: list[Any] = []
+            for row, digest in zip(chunk, digests, strict=True):
+                parameters += (row[0], digest, now)
+            fresh += execute(INSERT_SEEN[len(chunk)], parameters).rowcount
+        if fresh == len(rows):
+            ids = [row[0] for row in rows]
+        else:
+            new = {id_ for (id_,) in execute("SELECT id FROM seen WHERE id >= ?", (first,))}
+            ids = [row[0] if row[0] in new else 0 for row in rows]
+            rows = [row for row in rows if row[0] in new]
+        for chunk in chunked(rows):
+            execute(INSERT_EVENT[len(chunk)], [value for row in chunk for value in row])
+        change.events += len(rows)
+        change.bytes += sum(len(row[4]) for row in rows)
+        change.seen += fresh
+        self._prune(change, len(rows), horizon)
+        return ids
+
+    def ack(self, stored: Sequence[Stored], change: Counts) -> None:
+        """Delete delivered events. Within a transaction."""
+        for chunk in chunked(stored):
+            self._connection.execute(DELETE_EVENT[len(chunk)], [event.id for event in chunk])
+        change.events -= len(stored)
+        change.bytes -= sum(len(event.payload) for event in stored)
+
+    def nak(self, stored: Stored, due_at: int, now: int, *, attempted: bool) -> None:
+        """Put an event back for later. Within a transaction."""
+        self._connection.execute(
+            "UPDATE event SET due_at = ?, attempts = attempts + ?,"
+            " first_attempt_at = coalesce(first_attempt_at, ?) WHERE id = ?",
+            (due_at, attempted, now if attempted else None, stored.id),
+        )
+
+    def term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
+        """Make an event a dead letter. Within a transaction."""
+        event = event_pb2.Event.FromString(stored.payload)
+        message = event.track if event.HasField("track") else event.identify
+        self._connection.execute(
+            "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
+            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stored.message_id,
+                stored.payload,
+                stored.accepted_at,
+                refusal.reason,
+                refusal.status,
+                refusal.detail,
+                stored.attempts + 1,
+                stored.first_attempt_at or now,
+                now,
+                event.track.event if event.HasField("track") else "identify",
+                message.user_id,
+                message.anonymous_id,
+                stored.traceparent,
+            ),
+        )
+        self.ack([stored], change)
+        change.dead_letters += 1
+
+    def release(self, settled: Iterable[Stored]) -> None:
+        """End the leases of events whose settlement is committed."""
+        self._leased.difference_update([event.id for event in settled])
+
+    # -- reading
+
+    def fetch(self, limit: int, now: int, latest: int) -> list[Stored]:
+        """Lease up to `limit` events: first such as a nak made wait until now, then new ones, oldest first.
+
+        Args:
+            limit: how many at most.
+            now: milliseconds; events due until then are due.
+            latest: milliseconds; a due time after that cannot be right (the clock was set back) and counts as due.
+        """
+        events = self._fetch_due(limit, "due_at <= ?", now)
+        events += self._fetch_due(limit - len(events), "due_at > ?", latest)
+        return events + self._fetch_new(limit - len(events))
+
+    def fetch_early(self, limit: int) -> list[Stored]:
+        """Lease up to `limit` events, due or not: first new ones, then those that were tried longest ago."""
+        events = self._fetch_new(limit)
+        return events + self._fetch_due(limit - len(events), "due_at > ?", 0)
+
+    def _fetch_due(self, limit: int, which: str, bound: int) -> list[Stored]:
+        if not limit:
+            return []
+        leased = self._leased
+        rows = self._connection.execute(
+            f"SELECT {STORED} FROM event WHERE {which} ORDER BY due_at LIMIT ?",  # noqa: S608
+            (bound, limit + len(leased)),
+        )
+        return self._lease([row for row in rows if row[0] not in leased][:limit])
+
+    def _fetch_new(self, limit: int) -> list[Stored]:
+        """New events lie behind a cursor, so that what was leased before is never read again.
+
+        At the end it moves behind every id there is, so that what was put back is not searched again and again either.
+        """
+        rows = self._connection.execute(
+            f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
+            (self.cursor, limit),
+        ).fetchall()
+        if len(rows) < limit:
+            self.cursor = self._next_id - 1
+        elif rows:
+            self.cursor = rows[-1][0]
+        return self._lease(rows)
+
+    def _lease(self, rows: list[Any]) -> list[Stored]:
+        events = [Stored(*row) for row in rows]
+        self._leased.update([event.id for event in events])
+        return events
+
+    def next_due(self) -> int | None:
+        """Milliseconds since the epoch at which the first waiting event that is not leased is due."""
+        rows = self._connection.execute(
+            "SELECT id, due_at FROM event WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?", (len(self._leased) + 1,)
+        )
+        return next((due_at for id_, due_at in rows if id_ not in self._leased), None)
+
+    def reusable(self) -> int:
+        """Bytes of the file that are free to be written again: it grows no smaller when events leave it."""
+        return int(self._one("PRAGMA freelist_count")[0]) * self._page_size
+
+    def oldest_at(self) -> int | None:
+        """When the oldest waiting event was accepted, in milliseconds since the epoch."""
+        row = self._connection.execute("SELECT accepted_at FROM event ORDER BY id LIMIT 1").fetchone()
+        return row and int(row[0])
+
+    # -- dead letters
+
+    def newest_dead_letter(self) -> int:
+        """The highest id of a dead letter; 0 where there is none."""
+        return int(self._one("SELECT max(id) FROM dead_letter")[0] or 0)
+
+    def list_dead_letters(
+        self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
+    ) -> tuple[list[DeadLetter], int]:
+        """Up to `limit` of the next dead letters, by rising id, and the id to go on after.
+
+        Few are looked at in one go, so that fewer than `limit`, or none, do not mean that there are no more.
+
+        Args:
+            which: those that are meant.
+            after: the id to go on after; 0 to begin with.
+            limit: how many at most.
+            newest: the highest id that is meant; once it is the id to go on after, there are no more.
+        """
+        until = self._examined_until(which, after, newest)
+        condition, parameters = dead_letters.where(which, after, until)
+        rows = self._connection.execute(
+            f"SELECT {dead_letters.COLUMNS} FROM dead_letter WHERE {condition} ORDER BY id LIMIT ?",  # noqa: S608
+            (*parameters, limit),
+        )
+        letters = [dead_letters.dead_letter(row) for row in rows]
+        return letters, letters[-1].id if len(letters) == limit else until
+
+    def replay_dead_letters(
+        self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts
+    ) -> tuple[int, int]:
+        """Move some dead letters to the end of the queue. Within a transaction.
+
+        Returns how many, and the id to go on after, as in list_dead_letters.
+        """
+        letters, reached = self.list_dead_letters(which, after, MOVED_MOST, newest)
+        for letter in letters:
+            self._connection.execute(
+                INSERT_EVENT[1],
+                (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
+            )
+            self._next_id += 1
+            self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))
+        change.events += len(letters)
+        change.bytes += sum(len(letter.payload) for letter in letters)
+        change.dead_letters -= len(letters)
+        return len(letters), reached
+
+    def delete_dead_letters(self, which: DeadLetterFilter, after: int, newest: int, change: Counts) -> tuple[int, int]:
+        """Delete some dead letters. Within a transaction.
+
+        Returns how many, and the id to go on after, as in list_dead_letters.
+        """
+        until = self._examined_until(which, after, newest)
+        until = self._nth(*dead_letters.where(which, after, until), MOVED_MOST) or until
+        condition, parameters = dead_letters.where(which, after, until)
+        count = self._connection.execute(f"DELETE FROM dead_letter WHERE {condition}", parameters).rowcount  # noqa: S608
+        change.dead_letters -= count
+        return count, until
+
+    def _examined_until(self, which: DeadLetterFilter, after: int, newest: int) -> int:
+        """Up to which id dead letters are looked at in one go; by their ids they are found without a search."""
+        if which.ids is not None:
+            return newest
+        return self._nth("id > ? AND id <= ?", [after, newest], EXAMINED_MOST) or newest
+
+    def _nth(self, condition: str, parameters: list[Any], number: int) -> int | None:
+        """The id of the dead letter that is the nth to fulfil a condition."""
+        row = self._connection.execute(
+            f"SELECT id FROM dead_letter WHERE {condition} ORDER BY id LIMIT 1 OFFSET ?",  # noqa: S608
+            (*parameters, number - 1),
+        ).fetchone()
+        return row and int(row[0])
+
+    # -- the duplicate window
+
+    def _prune(self, change: Counts, inserted: int, horizon: int) -> None:
+        """Forget ids beyond the window's count, and some of those beyond its time, oldest first.
+
+        Twice what was inserted, so that the window shrinks to its bound however far it is over, without a pause.
+        """
+        most = max(2 * inserted, PRUNE_LEAST)
+        excess = self.counts.seen + change.seen - self._window_ids
+        if excess > 0:
+            gone = self._connection.execute(
+                "DELETE FROM seen WHERE id <= (SELECT id FROM seen ORDER BY id LIMIT 1 OFFSET ?)",
+                (min(excess, most) - 1,),
+            ).rowcount
+            self._evicting += gone
+            change.seen -= gone
+        if self._has_expired(horizon):
+            change.seen -= self._connection.execute(
+                "DELETE FROM seen WHERE id IN (SELECT id FROM seen ORDER BY id LIMIT ?) AND at < ?", (most, horizon)
+            ).rowcount
+
+    def _has_expired(self, horizon: int) -> bool:
+        oldest = self._connection.execute("SELECT at FROM seen ORDER BY id LIMIT 1").fetchone()
+        return bool(oldest and oldest[0] < horizon)
+
+    def _newest_seen(self) -> int:
+        return int(self._one("SELECT max(id) FROM seen")[0] or 0)
+
+    def _one(self, statement: str) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._connection.execute(statement).fetchone()
+        return row

@@ -1,0 +1,50 @@
+"""A look into the SQLite file of an outbox, beside a server that has it open or without one."""
+
+import contextlib
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import OutboxUnusableError
+from service.outbox.sqlite.opening import open_read_only
+
+REASONS_MOST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an outbox file holds."""
+
+    problems: tuple[str, ...]
+    """What SQLite's integrity check complains of."""
+    events: int
+    bytes: int
+    oldest: tuple[int, int] | None
+    """Of the oldest waiting event: when it was accepted, in milliseconds since the epoch, and its attempts."""
+    dead_letters: int
+    reasons: tuple[tuple[str, int], ...]
+    """The commonest reasons of dead letters, and how many have each."""
+
+
+def look(path: Path) -> Look:
+    """Look into a file; nothing in it changes.
+
+    Raises:
+        OutboxUnusableError: it cannot be read.
+    """
+    with contextlib.closing(open_read_only(path)) as connection:
+        try:
+            problems = tuple(row[0] for row in connection.execute("PRAGMA integrity_check(3)"))
+            events, size, dead_letters = connection.execute(
+                "SELECT events, bytes, dead_letters FROM counter"
+            ).fetchone()
+            oldest = connection.execute("SELECT accepted_at, attempts FROM event ORDER BY id LIMIT 1").fetchone()
+            reasons = connection.execute(
+                "SELECT reason, count(*) FROM dead_letter GROUP BY reason ORDER BY count(*) DESC LIMIT ?",
+                (REASONS_MOST,),
+            )
+            return Look(
+                problems if problems != ("ok",) else (), events, size, oldest, dead_letters, tuple(reasons.fetchall())
+            )
+        except sqlite3.Error as error:
+            raise OutboxUnusableError(f"outbox {path}: {error}") from error

@@ -1,0 +1,360 @@
+"""The outbox on SQLite: one writer thread, and a group commit that many callers share.
+
+While one commit is being fsynced, everything that arrives is gathered; when it ends, all of that goes into the next.
+So a lone caller waits for one fsync, and a thousand callers share one. The event loop hands work over and takes
+results back once a commit, never once an event.
+"""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import TypeVar
+
+from service.clock import Clock, Timer
+from service.errors import OutboxError, OutboxFullError
+from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
+from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
+from service.outbox.sqlite.counts import Counts
+from service.outbox.sqlite.database import NEWEST, SqliteFile
+from service.outbox.sqlite.group_commit import Round
+from service.outbox.sqlite.tail import Tail
+from service.outbox.sqlite.writer import WRITER_ENDED, Writer
+
+Result = TypeVar("Result")
+
+SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
+SETTLE_MOST = 1000  # settlements that do not wait any longer
+STUCK_MOST = 20_000  # settlements that could not be written, above which nothing is fetched
+
+
+class SqliteOutbox:
+    """An Outbox in one SQLite file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        window: float,
+        window_ids: int,
+        retry_max_delay: float,
+        bounds: Bounds,
+        disk_free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+    ) -> None:
+        """Open the file on the calling thread; call on the event loop that will use it.
+
+        Args:
+            path: the file.
+            clock: tells due times and ages.
+            window: seconds for which a message_id is remembered.
+            window_ids: how many message_ids are remembered at most.
+            retry_max_delay: seconds; no event waits longer than that between tries, whatever the clock does.
+            bounds: what is refused beyond.
+            disk_free: bytes free in a folder.
+
+        Raises:
+            OutboxUnusableError: the file cannot be used.
+        """
+        self._file = SqliteFile(path, window=window, window_ids=window_ids)
+        self._clock = clock
+        folder = path.absolute().parent
+        self._room = Room(bounds, clock, lambda: disk_free(folder) + self._reusable())
+        self._retry_max_delay = retry_max_delay
+        self._loop = asyncio.get_running_loop()
+        self._next = Round()
+        self._writing: Round | None = None
+        self._tail = Tail()
+        self._due_at = -inf  # milliseconds; the store holds no event that is due before
+        self._counts = self._file.counts  # as of the last round that came back, on the event loop's side
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._timer_lingers = False
+        self._arrived: list[Callable[[], None]] = []
+        self._emptier = asyncio.Event()
+        self._trial: Timer | None = None
+        self._closed = False
+        self._over: str | None = None  # why nothing is done any more, in words
+        self._writer = Writer(
+            self._file, self._tail, now=self._now, finished=self._finished, ended=lambda: self._end(WRITER_ENDED)
+        )
+
+    # -- the verbs
+
+    async def put(self, entries: Sequence[Entry]) -> list[bool]:
+        """Store events and return once they are fsynced. See Outbox.put."""
+        self._refuse_when_full()
+        future: asyncio.Future[list[bool]] = self._future()
+        self._next.put(entries, future)
+        self._schedule()
+        return await future
+
+    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
+        """Lease events. See Outbox.fetch."""
+        if self._over is not None or (self._next.retries and self._next.settlements() > STUCK_MOST):
+            return []
+        now = self._now()
+        if self._tail.is_whole and now < self._due_at and not early:
+            events = self._tail.take(limit)
+            if events:
+                self._file.cursor = events[-1].id
+            return events
+        latest = now + round(self._retry_max_delay * 1000)
+
+        def read() -> tuple[list[Stored], float]:
+            events = self._file.fetch_early(limit) if early else self._file.fetch(limit, now, latest)
+            due_at = self._file.next_due()
+            return events, inf if due_at is None else min(due_at, latest)
+
+        events, due_at = await self._read(read)
+        self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # with what was put back meanwhile
+        self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit)
+        return events
+
+    def ack(self, stored: Stored) -> None:
+        """Settle as delivered. See Outbox.ack."""
+        self._next.acks.append(stored)
+        self._schedule(linger=True)
+
+    def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
+        """Settle as to be tried again. See Outbox.nak."""
+        now = self._now()
+        due_at = now + round(min(delay, self._retry_max_delay) * 1000)
+        self._due_at = min(self._due_at, due_at)
+        self._next.naks.append((stored, due_at, now, attempted))
+        self._schedule(linger=True)
+
+    def term(self, stored: Stored, refusal: Refusal) -> None:
+        """Settle as a dead letter. See Outbox.term."""
+        self._next.terms.append((stored, refusal, self._now()))
+        self._schedule(linger=True)
+
+    def subscribe(self, arrived: Callable[[], None]) -> None:
+        """Have `arrived` called when something may be fetched. See Outbox.subscribe."""
+        self._arrived.append(arrived)
+
+    def next_due(self) -> float | None:
+        """Seconds until the next event is due. See Outbox.next_due."""
+        return None if self._due_at == inf or self._over is not None else max(0.0, (self._due_at - self._now()) / 1000)
+
+    def stats(self) -> Stats:
+        """What is held. See Outbox.stats."""
+        counts = self._counts
+        coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
+        return Stats(counts.events, counts.bytes, self._writer.oldest_at, counts.dead_letters + coming)
+
+    @property
+    def evictions(self) -> int:
+        """message_ids that the duplicate window forgot for want of room, since start."""
+        return self._file.evictions
+
+    @property
+    def commits(self) -> int:
+        """Transactions on disk, since start."""
+        return self._writer.commits
+
+    @property
+    def committed_events(self) -> int:
+        """Events that those put there."""
+        return self._writer.committed_events
+
+    # -- dead letters
+
+    async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
+        """See Outbox.list_dead_letters."""
+        letters: list[DeadLetter] = []
+        while after < NEWEST and len(letters) < limit:
+            some, after = await self._read(partial(self._file.list_dead_letters, which, after, limit - len(letters)))
+            letters += some
+        return letters
+
+    async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
+        """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places.
+
+        Raises:
+            OutboxFullError: there is no room for waiting events.
+        """
+        self._refuse_when_full()
+        now = self._now()
+
+        def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
+            return self._file.replay_dead_letters(which, after, newest, now, change)
+
+        return await self._repeat(replay)
+
+    async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
+        """See Outbox.delete_dead_letters."""
+        return await self._repeat(partial(self._file.delete_dead_letters, which))
+
+    async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
+        """Work through the dead letters that there are now; such as come while it lasts are not meant."""
+        newest = await self._read(self._file.newest_dead_letter)
+        total = after = 0
+        while after < newest:
+            count, after = await self._call(partial(some, after, newest))
+            total += count
+        return total
+
+    # -- bounds
+
+    async def has_room(self) -> None:
+        """Return once put is not refused for want of room."""
+        while self.full() is not None:
+            self._emptier.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
+
+    def broken(self) -> str | None:
+        """Why nothing works any more. See Outbox.broken."""
+        return self._over
+
+    def unreachable(self) -> str | None:
+        """Why it cannot be relayed from; a file is there, or nothing works."""
+        return self._over
+
+    async def watch(self) -> None:
+        """Return never: nothing ends a file that was opened."""
+        await asyncio.Event().wait()
+
+    def full(self) -> str | None:
+        """Which bound is reached, in words; None where there is room."""
+        if self._over is not None:
+            return self._over
+        events, size = self._counts.events, self._counts.bytes
+        for queued in (self._next, self._writing):
+            if queued is not None:
+                events, size = events + queued.put_events, size + queued.put_bytes
+        return self._room.full(events, size)
+
+    def _refuse_when_full(self) -> None:
+        if (reason := self.full()) is not None:
+            raise OutboxFullError(reason, self._room.retry_after(self._counts.events))
+
+    # -- the end
+
+    async def flush(self) -> None:
+        """Return once all that was settled before is on disk."""
+        await self._call(lambda _: None)
+
+    async def close(self) -> None:
+        """Flush, stop the writer and close the file."""
+        if self._closed:
+            return
+        try:
+            await self.flush()
+        except OutboxError:
+            pass  # a disk that refuses now repeats some deliveries after the restart, and loses nothing
+        finally:
+            self._closed = True
+            if self._trial is not None:
+                self._trial.cancel()
+            await self._writer.stop()
+            self._end("the outbox is closed")
+            self._file.close()
+
+    def _end(self, reason: str) -> None:
+        """Do nothing any more, and let nobody wait for it."""
+        self._over = self._over or reason
+        for unfinished in (self._writing, self._next):
+            if unfinished is not None:
+                unfinished.fail(OutboxFullError(self._over, DELAY))
+
+    # -- between the event loop and the writer
+
+    def _now(self) -> int:
+        return round(self._clock.steady() * 1000)
+
+    def _reusable(self) -> int:
+        """Bytes of the file that can be used again; an outbox that filled the disk would stay full without them."""
+        return self._writer.reusable
+
+    def _future(self) -> "asyncio.Future[Result]":
+        """What to wait for, as part of the next round."""
+        if self._over is not None:
+            raise OutboxFullError(self._over, DELAY)
+        return self._loop.create_future()
+
+    async def _call(self, function: Callable[[Counts], Result]) -> Result:
+        future: asyncio.Future[Result] = self._future()
+        self._next.calls.append((function, future))
+        self._schedule()
+        return await future
+
+    async def _read(self, function: Callable[[], Result]) -> Result:
+        future: asyncio.Future[Result] = self._future()
+        self._next.reads.append((function, future))
+        self._schedule()
+        return await future
+
+    def _schedule(self, *, linger: bool = False) -> None:
+        """See that the next round is handed over: at the end of this turn of the loop, or when it has lingered."""
+        if self._writing is not None:
+            return
+        if linger and self._next.settlements() < SETTLE_MOST:
+            if self._timer is None:
+                self._timer_lingers = True
+                self._timer = self._loop.call_later(SETTLE_LINGER, self._hand_over)
+            return
+        if self._timer is not None:
+            if not self._timer_lingers:
+                return
+            self._timer.cancel()
+        self._timer_lingers = False
+        self._timer = self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._timer = None
+        if self._closed or self._over is not None:
+            return
+        self._writing, self._next = self._next, Round()
+        self._writer.hand_over(self._writing)
+
+    def _finished(self, done: Round) -> None:
+        """Take a round back, on the event loop."""
+        self._writing = None
+        self._counts = self._file.counts
+        following = self._next
+        if done.stuck:  # what could not be settled is settled with the next round
+            following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms
+            following.retries = True
+        else:
+            self._room.note_drained(len(done.acks) + len(done.terms))
+        self._note_disk(done)
+        for future, result in done.done:
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        for stored in done.new:
+            self._tail.append(stored)
+        if done.calls:  # a replay put events into the store that were never in the tail
+            self._tail.forget()
+        self._emptier.set()
+        if following.puts or following.calls or following.reads or following.is_trial:
+            self._schedule()
+        elif following.settlements():
+            self._schedule(linger=True)
+        if done.puts or done.calls:
+            self._tell_arrived()
+
+    def _tell_arrived(self) -> None:
+        for arrived in self._arrived:
+            arrived()
+
+    # -- a disk that refuses
+
+    def _note_disk(self, done: Round) -> None:
+        """While the disk refuses, the outbox tries it, not its callers: each of theirs would fail meanwhile."""
+        self._room.is_refused = not done.proves_the_disk() and (self._room.is_refused or done.refused)
+        if self._room.is_refused and self._trial is None:
+            self._trial = self._clock.call_later(REFUSED_PAUSE, self._try_disk)
+
+    def _try_disk(self) -> None:
+        self._trial = None
+        if self._room.is_refused:
+            self._next.is_trial = True
+            self._schedule()

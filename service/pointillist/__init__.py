@@ -1,0 +1,1 @@
+"""The HTTP client of Pointillist, and the meaning of its answers."""

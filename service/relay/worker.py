@@ -1,0 +1,143 @@
+"""A relay worker: maps and POSTs what the server hands it, and hands back the answers.
+
+    python -m service.relay.worker FD     started by worker_pool.py; FD is its end of a socket pair
+
+It holds no file and decides nothing. It ends when the server's end of the pair closes, however the server ended, and at
+no signal that a terminal or a service manager sends to all processes of a service: the server says when it is over, and
+starts it with these blocked. So SIGUSR1 changes nothing here: a worker logs faults alone, which every level shows.
+"""
+
+import asyncio
+import socket
+import sys
+from collections import deque
+
+import structlog
+import uvloop
+
+from service.clock import SystemClock
+from service.errors import SettingsError
+from service.mapping.mapping import Mapping
+from service.mapping.mapping_file import compile_mapping
+from service.outbox.base import Stored
+from service.pointillist.answer import Answer
+from service.pointillist.client import connect
+from service.relay.local_sender import Lanes
+from service.relay.worker_protocol import Order, Outcome, SetUp, frame, read_frame
+from service.telemetry.metrics import configure_logging
+
+CANNOT_WORK = 2  # exit code, that of a server whose settings cannot be used
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """Does the work of one process: the `Orders` of its lanes come through the pair."""
+
+    def __init__(self, set_up: SetUp, writer: asyncio.StreamWriter) -> None:
+        """Make it from its first frame.
+
+        Raises:
+            SettingsError: what the server could use at its start cannot be used any more.
+        """
+        self._writer = writer
+        self._most = set_up.max_connections
+        self._token = ""
+        self._mapping: Mapping
+        self._waiting: deque[Stored] = deque()
+        self._outcomes: list[Outcome] = []
+        self._pointillist = connect(
+            client=set_up.client,
+            url=set_up.url,
+            token=lambda: self._token,
+            timeout=set_up.timeout,
+            max_connections=set_up.max_connections,
+            ca_file=set_up.ca_file,
+            proxy=set_up.proxy,
+        )
+        self._lanes = Lanes(mapping=lambda: self._mapping, pointillist=self._pointillist, clock=SystemClock())
+        self._lanes.serve(self)
+
+    def obey(self, order: Order) -> None:
+        """Do what a frame says."""
+        match order:
+            case ("mapping", text):
+                self._mapping = compile_mapping(text, "the mapping in force")
+            case ("token", token):
+                self._token = token
+            case ("events", parcels):
+                self._waiting.extend(Stored(*parcel, 0, 0, None) for parcel in parcels)
+                self._lanes.look()
+
+    async def close(self) -> None:
+        """Leave what is under way."""
+        await self._lanes.stop(0.0)
+        await self._pointillist.close()
+
+    # -- Orders
+
+    def limit(self) -> int:
+        """As many as there are: the server hands out no more than may be under way."""
+        return self._most
+
+    def take(self, most: int) -> list[Stored]:
+        """Take what was handed over."""
+        waiting = self._waiting
+        return [waiting.popleft() for _ in range(min(most, len(waiting)))]
+
+    def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:  # noqa: ARG002  see below
+        """Hand an answer back, with all others of this turn of the loop; the server keeps their time."""
+        status = answer.status
+        is_success = status is not None and 200 <= status <= 299  # and then the status is all that it says
+        self._tell((stored.id, status if is_success else answer))
+
+    def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  it is in this process's log
+        """Hand back that an event came to nothing."""
+        self._tell((stored.id, None))
+
+    def lost(self, stored: Stored, why: str) -> None:
+        """Hand back that an event came to nothing; lanes lose none."""
+        self.failed(stored, why)
+
+    def rested(self) -> None:
+        """Wait for what the server hands over next."""
+
+    def _tell(self, outcome: Outcome) -> None:
+        if not self._outcomes:
+            asyncio.get_running_loop().call_soon(self._hand_back)
+        self._outcomes.append(outcome)
+
+    def _hand_back(self) -> None:
+        outcomes, self._outcomes = self._outcomes, []
+        if not self._writer.is_closing():  # else the server is gone
+            self._writer.write(frame(outcomes))
+
+
+async def work(descriptor: int) -> None:
+    """Work until the server's end of the pair closes."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=descriptor))
+    try:
+        set_up: SetUp = await read_frame(reader)
+        configure_logging(set_up.log_level, set_up.log_format)
+        worker = Worker(set_up, writer)
+        writer.write(frame([]))  # it is there
+        try:
+            while True:
+                worker.obey(await read_frame(reader))
+        finally:
+            await worker.close()
+    except EOFError:
+        return
+
+
+def main() -> None:
+    """Work as a process."""
+    try:
+        uvloop.run(work(int(sys.argv[1])))
+    except SettingsError as error:
+        log.error("a relay worker cannot work", why=str(error))  # noqa: TRY400  a traceback would say no more
+        sys.exit(CANNOT_WORK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""Between our handlers and gRPC, the one place that every call passes.
+
+    count > trace > is there room? > who is it? > may it? > handler > status and details > count > access log
+
+A Fault becomes a status with its details, and anything unforeseen INTERNAL. It is a wrapper around each handler and
+not a grpc.aio interceptor, as that would cost a call several times as much and see less of it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from service.errors import OutboxFullError
+from service.server.auth import Admission, Gate
+from service.server.status import (
+    Fault,
+    idle,
+    outbox_full,
+    over_rate,
+    stream_too_old,
+    too_many_calls,
+    unforeseen,
+    unparsable,
+)
+from service.telemetry.access_log import AccessLog
+from service.telemetry.grpc_metrics import MethodMeter, MethodType, RpcMetrics
+from service.telemetry.tracing import CALL, CallSpan, Tracing
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+Request = TypeVar("Request", bound=Message)
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+CALLS_MOST = 10_000  # that are answered at a time, over all connections
+STREAM_AGE_MOST = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
+STREAM_IDLE_MOST = 600.0  # seconds
+END_OF_STREAM: object = grpc.aio.EOF
+NOBODY = Admission(None, None)  # who calls where there is no gate
+
+log = structlog.get_logger()
+
+
+class Calls:
+    """The calls that are being answered, so that a server that stops can wait for their end and for nothing else."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate | None = None,
+        metrics: RpcMetrics | None = None,
+        access_log: AccessLog | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            gate: whom to let in; without it, everybody.
+            metrics: where calls are counted.
+            access_log: where calls are logged.
+            tracing: makes a span of each call.
+        """
+        self.gate = gate
+        self.access_log = access_log
+        self.tracing = tracing
+        self._metrics = metrics or RpcMetrics()
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def method(self, method_type: MethodType, service: str, name: str) -> "_Method":
+        """A method that will be served."""
+        return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
+
+    def __enter__(self) -> None:
+        if self._active >= CALLS_MOST:
+            raise too_many_calls()
+        self._active += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._active -= 1
+        if not self._active:
+            self._idle.set()
+
+    async def ended(self, most: float) -> None:
+        """Return once there are none, or after `most` seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), most)
+
+
+class _Method:
+    """One method as it is served."""
+
+    __slots__ = ("calls", "meter", "path")
+
+    def __init__(self, calls: Calls, path: str, meter: MethodMeter) -> None:
+        self.calls = calls
+        self.path = path
+        self.meter = meter
+
+
+class _Call:
+    """One call, from its start to its end."""
+
+    __slots__ = ("_code", "_context", "_method", "_span", "_started_at", "admission")
+
+    def __init__(self, method: _Method, context: Context) -> None:
+        method.meter.started += 1
+        self._method = method
+        self._context = context
+        self._code = "OK"
+        self._started_at = time.perf_counter()
+        self._span: CallSpan | None = None
+        self.admission = NOBODY
+        if method.calls.tracing is not None:
+            self._span = method.calls.tracing.call(method.path, context.invocation_metadata())
+            CALL.set(self._span.traceparent)
+
+    def admit(self) -> None:
+        """Let it in, or not.
+
+        Raises:
+            Fault: UNAUTHENTICATED or PERMISSION_DENIED.
+        """
+        if (gate := self._method.calls.gate) is not None:
+            self.admission = gate.admit(self._context.invocation_metadata(), self._method.path)
+
+    def take_one(self) -> None:
+        """Count it against its caller's rate.
+
+        Raises:
+            Fault: RESOURCE_EXHAUSTED.
+        """
+        bucket = self.admission.bucket
+        if bucket is not None and (retry_after := bucket.take()) > 0:
+            raise over_rate(self.admission.caller or "", bucket.per_second, retry_after)
+
+    async def fail(self, error: BaseException) -> None:
+        """Answer with an error; always raises."""
+        context = self._context
+        if isinstance(error, OutboxFullError):
+            error = outbox_full(error)
+        if isinstance(error, Fault):
+            self._code = CODES[error.status.code].name
+            await abort(context, error)
+        if not isinstance(error, Exception) or context.done():
+            remaining = context.time_remaining()
+            self._code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            raise error
+        self._code = "INTERNAL"
+        if not isinstance(error, grpc.aio.AbortError):
+            log.error("unforeseen error in a call", exc_info=error)
+            await abort(context, unforeseen())
+        raise error
+
+    def end(self, **more: object) -> None:
+        """Count and log it."""
+        method = self._method
+        seconds = time.perf_counter() - self._started_at
+        method.meter.handled(self._code, seconds)
+        if self._span is not None:
+            self._span.end(self._code)
+        if (access_log := method.calls.access_log) is not None:
+            access_log.note(method.path, self._code, seconds, self._context.peer, self.admission.caller, **more)
+
+
+class Stream:
+    """What the handler of a stream reads from and writes to. It counts, and keeps the caller to its rate."""
+
+    def __init__(
+        self,
+        context: Context,
+        meter: MethodMeter,
+        admission: Admission,
+        weigh: Callable[[bytes], int],
+        *,
+        age_most: float = STREAM_AGE_MOST,
+        idle_most: float = STREAM_IDLE_MOST,
+    ) -> None:
+        """Make it, at its start.
+
+        Args:
+            context: gRPC's side of it.
+            meter: counts its messages.
+            admission: whose it is.
+            weigh: tells how many events a message holds.
+            age_most: seconds after which nothing more is read.
+            idle_most: seconds to wait for a message.
+        """
+        self._context = context
+        self._meter = meter
+        self._bucket = admission.bucket
+        self._weigh = weigh
+        self._age_most = age_most
+        self._idle_most = idle_most
+        self._ends_at = time.monotonic() + age_most
+        self.received = 0
+        """Messages that were read."""
+
+    async def read(self) -> bytes:
+        """Read a message, or END_OF_STREAM.
+
+        A caller over its rate is read no faster, so that HTTP/2's flow control slows it; its stream does not fail.
+        The wait is before a message is read, so that cancelling it loses none, and is no time of idleness.
+
+        Raises:
+            Fault: the stream has lived long enough, or nothing came for long.
+        """
+        if time.monotonic() > self._ends_at:
+            raise stream_too_old(self._age_most)
+        if self._bucket is not None and (debt := self._bucket.debt()) > 0:
+            await asyncio.sleep(debt)
+        message: bytes
+        try:
+            async with asyncio.timeout(self._idle_most):
+                message = await self._context.read()
+        except TimeoutError:
+            raise idle(self._idle_most) from None
+        if message is not END_OF_STREAM:
+            self.received += 1
+            self._meter.received += 1
+            if self._bucket is not None:
+                self._bucket.charge(self._weigh(message))
+        return message
+
+    async def write(self, message: bytes) -> None:
+        """Write a message."""
+        await self._context.write(message)
+        self._meter.sent += 1
+
+
+def unary(
+    calls: Calls,
+    service: str,
+    name: str,
+    handler: Callable[[bytes, Context], Awaitable[bytes]],
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    """Wrap a handler of one request with one answer.
+
+    Args:
+        calls: what it is one of.
+        service: the full name of its service.
+        name: its own name there.
+        handler: answers.
+    """
+    method = calls.method("unary", service, name)
+    meter = method.meter
+
+    async def handle(request: bytes, context: Context) -> bytes:
+        call = _Call(method, context)
+        meter.received += 1
+        try:
+            with calls:
+                call.admit()
+                call.take_one()
+                answer = await handler(request, context)
+        except BaseException as error:  # the caller gets an answer whatever happens
+            await call.fail(error)
+            raise
+        else:
+            meter.sent += 1
+            return answer
+        finally:
+            call.end()
+
+    return handle
+
+
+def stream(
+    calls: Calls,
+    service: str,
+    name: str,
+    handler: Callable[[Stream], Awaitable[None]],
+    weigh: Callable[[bytes], int],
+) -> Callable[[object, Context], Awaitable[None]]:
+    """Wrap a handler that reads and writes as it likes.
+
+    Args:
+        calls: what it is one of.
+        service: the full name of its service.
+        name: its own name there.
+        handler: reads, and answers.
+        weigh: tells how many events a message holds.
+    """
+    method = calls.method("bidi_stream", service, name)
+
+    async def handle(_: object, context: Context) -> None:
+        call = _Call(method, context)
+        messages = 0
+        try:
+            with calls:
+                call.admit()
+                both = Stream(context, method.meter, call.admission, weigh)
+                try:
+                    await handler(both)
+                finally:
+                    messages = both.received
+        except BaseException as error:  # the caller gets an answer whatever happens
+            await call.fail(error)
+            raise
+        finally:
+            call.end(messages=messages)
+
+    return handle
+
+
+def parse(message_class: type[Request], request: bytes) -> Request:
+    """Parse a request.
+
+    Raises:
+        Fault: INVALID_ARGUMENT, where gRPC itself would answer INTERNAL or UNKNOWN.
+    """
+    try:
+        return message_class.FromString(request)
+    except DecodeError as error:
+        raise unparsable(message_class.DESCRIPTOR.name) from error
+
+
+async def abort(context: Context, fault: Fault) -> None:
+    """End a call with a fault: status, rich details, and the pushback that gRPC's own retries obey."""
+    trailing = [("grpc-status-details-bin", fault.status.SerializeToString())]
+    if fault.retry_after is not None:
+        trailing.append(("grpc-retry-pushback-ms", str(fault.retry_after_ms)))
+    await context.abort(CODES[fault.status.code], fault.status.message, trailing_metadata=tuple(trailing))

@@ -1,0 +1,135 @@
+"""The gRPC servers: their options, TLS, health and reflection."""
+
+import ipaddress
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from service.config.settings import Listen, Settings
+from service.errors import SettingsError
+from service.server.auth import Gate
+from service.server.calls import abort
+from service.server.health import Health
+from service.server.status import Fault
+from service.server.tls import TlsFiles
+
+MESSAGE_SIZE_MOST = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
+STREAMS_MOST = 1000  # calls at a time on one connection; more wait in the caller
+PING_INTERVAL_LEAST = 5_000  # milliseconds; ordinary clients ping every 10 s or more
+KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find connections that died silently
+KEEPALIVE_TIMEOUT = 20_000  # milliseconds
+# After this a caller is asked to connect anew, so that callers spread over replicas that were added; gRPC spreads it by
+# a tenth either way. What is under way goes on meanwhile: the grace is longer than the rest of a stream's life
+# (rpc.STREAM_AGE_MOST) and the time for which it may be idle, so that no call is cut.
+CONNECTION_AGE_MOST = 30 * 60_000  # milliseconds
+CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
+    ("grpc.max_receive_message_length", MESSAGE_SIZE_MOST),
+    ("grpc.max_concurrent_streams", STREAMS_MOST),
+    ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", CONNECTION_AGE_MOST),
+    ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_LEAST),
+)
+
+
+class _Reflection(ReflectionServicer):
+    """Reflection for callers that the gate knows."""
+
+    def __init__(self, names: Iterable[str], gate: Gate) -> None:
+        super().__init__(names)
+        self._gate = gate
+
+    async def ServerReflectionInfo(  # type: ignore[override]  # noqa: N802  gRPC's name; its stubs mistake it
+        self, request_iterator: Any, unused_context: Any
+    ) -> AsyncIterator[Any]:
+        """Answer each request."""
+        try:
+            self._gate.identify(unused_context.invocation_metadata())
+        except Fault as fault:
+            await abort(unused_context, fault)
+        answers: Any = super().ServerReflectionInfo(request_iterator, unused_context)
+        async for answer in answers:
+            yield answer
+
+
+def make_server(
+    handlers: Iterable[grpc.GenericRpcHandler],
+    names: Iterable[str],
+    health: Health,
+    *,
+    reflect: bool,
+    gate: Gate | None = None,
+) -> grpc.aio.Server:
+    """Make a server of services; it listens nowhere yet.
+
+    Args:
+        handlers: the services' methods.
+        names: the services' full names, for reflection.
+        health: its health.
+        reflect: whether clients may ask for the contract.
+        gate: whom to let ask; without it, everybody.
+    """
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers(tuple(handlers))
+    health.add_to(server)
+    if reflect:
+        shown = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        if gate is None:
+            reflection.enable_server_reflection(shown, server)
+        else:
+            add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+            add_reflection(_Reflection(shown, gate), server)
+    return server
+
+
+def make_health_server(health: Health) -> grpc.aio.Server:
+    """Make a server that serves health alone, for probes that cannot speak TLS."""
+    server = grpc.aio.server(options=OPTIONS)
+    health.add_to(server)
+    return server
+
+
+def listen(server: grpc.aio.Server, setting: str, address: Listen, tls: TlsFiles | None = None) -> Listen:
+    """Have a server listen, in plain text or with TLS; returns the address with the port that was really bound.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    try:
+        if tls is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), tls.credentials())
+    except RuntimeError as error:
+        message = f"{setting}: cannot listen on {address}; another program may be listening there, or it is not ours"
+        raise SettingsError(message) from error
+    return Listen(address.host, port)
+
+
+def exposure(settings: Settings) -> list[str]:
+    """What an operator should set before machines other than this one can reach the gRPC port; nothing on loopback."""
+    if is_loopback(settings.grpc_listen.host):
+        return []
+    advice = []
+    if settings.tls_cert_file is None:
+        advice.append("calls travel in plain text: set POINTILLIST_TLS_CERT_FILE and POINTILLIST_TLS_KEY_FILE")
+    if settings.callers_file is None and settings.tls_client_ca_file is None:
+        advice.append("whoever reaches it may call: set POINTILLIST_CALLERS_FILE or POINTILLIST_TLS_CLIENT_CA_FILE")
+    return advice
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -1,0 +1,97 @@
+"""gRPC health: four names, each with a truth of its own.
+
+    "" and EventService   SERVING while new events can be accepted
+    liveness              SERVING while the process works; once it does not, only a restart mends it
+    delivery              SERVING while the relay is getting through to Pointillist
+
+An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
+
+A replica that only accepts knows no `delivery`, and one that only relays no EventService (a check of such a name is
+answered NOT_FOUND): it would be a guess, or never change. `""` of the latter is SERVING while it can reach the outbox.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from service.server.event_service import SERVICE_NAME
+
+INTERVAL = 0.2  # seconds between looks at what the names depend on
+LIVENESS = "liveness"
+DELIVERY = "delivery"
+
+log = structlog.get_logger()
+
+
+class Health:
+    """The health of one server."""
+
+    def __init__(
+        self,
+        *,
+        why_dead: Callable[[], str | None],
+        why_not_ready: Callable[[], str | None],
+        is_getting_through: Callable[[], bool] | None,
+        accepts: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make it; until `run`, it knows no name.
+
+        Args:
+            why_dead: why the process has to be started anew, in words; None while it works.
+            why_not_ready: why the server cannot do its part, in words; None while it can. That is to accept events
+                or, where it accepts none, to reach the outbox.
+            is_getting_through: whether the relay is getting through to Pointillist; None where there is none.
+            accepts: whether it takes events in.
+            beat: called at each look, to show that they go on.
+        """
+        self._why_dead = why_dead
+        self._why_not_ready = why_not_ready
+        self._is_getting_through = is_getting_through
+        self._readiness = ("", SERVICE_NAME) if accepts else ("",)
+        self._beat = beat
+        self._servicer = HealthServicer()
+        self._draining = False
+        self._shown: dict[str, bool] = {}
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve it on a server."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def run(self) -> None:
+        """Keep the names true until cancelled."""
+        while True:
+            await self.look()
+            self._beat()
+            await asyncio.sleep(INTERVAL)
+
+    async def look(self) -> None:
+        """Make the names true now."""
+        why_dead = self._why_dead()
+        await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
+        why_not = "the server is shutting down" if self._draining else self._why_not_ready()
+        for name in self._readiness:
+            await self._show(name, serving=why_not is None, why=why_not or "")
+        if self._is_getting_through is not None:
+            await self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
+
+    async def drain(self) -> None:
+        """Turn readiness off for good: the server is about to stop."""
+        self._draining = True
+        await self.look()
+
+    async def _show(self, name: str, *, serving: bool, why: str = "") -> None:
+        if self._shown.get(name) == serving:
+            return
+        if name and not serving:
+            tell = log.info if self._draining else log.warning  # that it ends is no cause for alarm
+            tell("health changed", name=name, serving=False, why=why)
+        elif name and name in self._shown:
+            log.info("health changed", name=name, serving=True)
+        self._shown[name] = serving
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._servicer.set(name, status)

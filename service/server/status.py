@@ -1,0 +1,183 @@
+"""The errors that callers get: a gRPC code, words, and details that a program can read.
+
+`ErrorInfo` is in every one, `BadRequest` where fields are at fault, `RetryInfo` wherever trying again makes sense.
+"""
+
+from collections.abc import Iterable
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from service.errors import OutboxFullError
+from service.events.validation import VIOLATIONS_MOST, Violation
+from service.outbox.base import Refusal
+
+# A client refuses trailing metadata of more than 8 kB, by default, and then sees no status of ours. In there a status
+# grows by a third (base64), and its message, which is there once more, at most threefold (percent-encoding):
+# 4096 * 4 / 3 + 300 * 3 is 6.4 kB.
+STATUS_MOST = 4096  # bytes of a serialised google.rpc.Status
+MESSAGE_MOST = 300  # bytes of its message
+BAD_REQUEST_MOST = 3072  # bytes of a BadRequest, which leaves room for the other details
+DESCRIPTION_MOST = 300  # bytes of one violation's description
+REFUSAL_MOST = 200  # bytes of Pointillist's own words; the dead letter keeps them whole
+
+DOMAIN = "pointillist-destination"
+OVERLOAD_RETRY_DELAY = 0.5  # seconds
+SHUTDOWN_RETRY_DELAY = 1.0  # seconds; by then a load balancer has found another replica, or this one is back
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """The start of a text, in no more bytes of UTF-8 than that; an ellipsis ends what was longer."""
+    encoded = text[: most_bytes + 1].encode()
+    if len(encoded) <= most_bytes:
+        return text
+    ellipsis = "…"
+    return encoded[: most_bytes - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
+
+
+class Fault(Exception):  # noqa: N818  # it is not an error of this service but an answer to a caller
+    """An answer other than OK.
+
+    Args:
+        code: a code of google.rpc.Code.
+        reason: the ErrorInfo's reason, in UPPER_SNAKE_CASE.
+        message: words for people; cut where it is too long for a header.
+        details: further details.
+        metadata: of the ErrorInfo.
+        retry_after: seconds until trying again makes sense; None where it does not.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: Iterable[Message] = (),
+        metadata: dict[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        message = cut(message, MESSAGE_MOST)
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.status = status_pb2.Status(code=code, message=message)
+        for detail in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {}), *details):
+            self.status.details.add().Pack(detail)
+        if retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(self.retry_after_ms)
+            self.status.details.add().Pack(retry)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """Milliseconds until trying again makes sense; 0 where it does not."""
+        return round((self.retry_after or 0) * 1000)
+
+
+def invalid(violations: list[Violation]) -> Fault:
+    """INVALID_ARGUMENT for faults of the request's fields: as many at once as an answer has room for."""
+    bad_request = error_details_pb2.BadRequest()
+    for told, (field, description) in enumerate(violations):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=field, description=cut(description, DESCRIPTION_MOST)
+        )
+        if bad_request.ByteSize() + violation.ByteSize() > BAD_REQUEST_MOST:
+            left = len(violations) - told
+            bad_request.field_violations.add(description=f"at least {left} more, left out to keep this answer short")
+            break
+        bad_request.field_violations.append(violation)
+    field, description = violations[0]
+    message = f"{field} {description}" if field else description
+    if len(violations) > 1:
+        many = f"{len(violations)}" if len(violations) <= VIOLATIONS_MOST else f"more than {VIOLATIONS_MOST}"
+        message = f"{many} faults; the first: {message}"
+    return Fault(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+
+
+def unparsable(type_name: str) -> Fault:
+    """INVALID_ARGUMENT for bytes that are not the message they should be."""
+    description = (
+        f"the bytes are not a {type_name}: they are cut off, hold text that is not UTF-8, or nest deeper than"
+        " protobuf reads"
+    )
+    bad_request = error_details_pb2.BadRequest()
+    bad_request.field_violations.add(field="", description=description)
+    return Fault(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
+
+
+def outbox_full(error: OutboxFullError) -> Fault:
+    """UNAVAILABLE while there is no room."""
+    return Fault(code_pb2.UNAVAILABLE, "OUTBOX_FULL", f"not accepted: {error}", retry_after=error.retry_after)
+
+
+def shutting_down(message: str = "the server is shutting down") -> Fault:
+    """UNAVAILABLE because the server ends."""
+    return Fault(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=SHUTDOWN_RETRY_DELAY)
+
+
+def idle(seconds: float) -> Fault:
+    """UNAVAILABLE for a stream on which nothing came for long."""
+    return Fault(code_pb2.UNAVAILABLE, "IDLE", f"nothing came for {seconds:.0f} s; open a new stream", retry_after=0.0)
+
+
+def too_many_calls() -> Fault:
+    """UNAVAILABLE while too many calls are being answered."""
+    return Fault(code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", "too many calls at a time", retry_after=OVERLOAD_RETRY_DELAY)
+
+
+def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:
+    """FAILED_PRECONDITION because Pointillist will never take the event."""
+    detail = cut(refusal.detail, REFUSAL_MOST)
+    return Fault(
+        code_pb2.FAILED_PRECONDITION,
+        "REFUSED_BY_POINTILLIST",
+        f"Pointillist refused the event ({refusal.reason}): {detail}; it is a dead letter now",
+        metadata={"message_id": message_id, "reason": refusal.reason, "status": str(refusal.status or "")},
+    )
+
+
+def deadline_passed(message_id: str) -> Fault:
+    """DEADLINE_EXCEEDED because the event was not delivered before the caller's deadline."""
+    return Fault(
+        code_pb2.DEADLINE_EXCEEDED,
+        "NOT_DELIVERED_YET",
+        "the event is on disk and will be delivered, but was not before the deadline",
+        metadata={"message_id": message_id},
+    )
+
+
+def unforeseen() -> Fault:
+    """INTERNAL for a fault of ours; its traceback is in the log."""
+    return Fault(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")
+
+
+def stream_too_old(seconds: float) -> Fault:
+    """UNAVAILABLE for a stream that has lived long enough, so that callers spread over new replicas too."""
+    message = f"a stream ends after {seconds / 60:.0f} minutes; open a new one, and go on with what is unanswered"
+    return Fault(code_pb2.UNAVAILABLE, "STREAM_TOO_OLD", message, retry_after=0.0)
+
+
+def no_token() -> Fault:
+    """UNAUTHENTICATED for a call without a token."""
+    message = "no token: send the metadata authorization with the value 'Bearer TOKEN'"
+    return Fault(code_pb2.UNAUTHENTICATED, "NO_TOKEN", message)
+
+
+def unknown_token() -> Fault:
+    """UNAUTHENTICATED for a token that is nobody's; the message does not repeat it."""
+    message = "the token is nobody's: expected the metadata authorization with the value 'Bearer TOKEN'"
+    return Fault(code_pb2.UNAUTHENTICATED, "UNKNOWN_TOKEN", message)
+
+
+def not_allowed(caller: str, path: str) -> Fault:
+    """PERMISSION_DENIED for a caller that may call other methods, but not this one."""
+    message = f"{caller} may not call {path.lstrip('/')}; an operator can allow it in the callers file"
+    return Fault(code_pb2.PERMISSION_DENIED, "NOT_ALLOWED", message, metadata={"caller": caller})
+
+
+def over_rate(caller: str, per_second: float, retry_after: float) -> Fault:
+    """RESOURCE_EXHAUSTED for a caller over its own rate."""
+    message = f"{caller} is over its rate of {per_second:g} events a second"
+    return Fault(
+        code_pb2.RESOURCE_EXHAUSTED, "OVER_RATE", message, metadata={"caller": caller}, retry_after=retry_after
+    )

@@ -1,0 +1,231 @@
+"""Traces for OpenTelemetry: a span for each call, under the caller's own, and one for each POST of its events.
+
+    caller's span > call's span > outbox        one trace
+                              ^
+                              └─ link ─ POST    a trace of its own for each attempt, hours later perhaps
+
+An event keeps the `traceparent` of the call that accepted it. A POST is linked to that call and not under it, as
+OpenTelemetry's conventions for messaging have it: a trace would else last as long as an outage. Whether a call is
+sampled is decided once, where its trace begins; its events' POSTs follow that.
+
+Off unless OpenTelemetry's own environment variables name an exporter, and then nothing of it is imported. On, it needs
+the extra `tracing`: `pip install pointillist-destination[tracing]`. OpenTelemetry reads everything else, such as the
+sampler and the service's name, from its own variables.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import structlog
+
+from service.pointillist.answer import Answer
+
+ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+EXPORTER: Final = "OTEL_TRACES_EXPORTER"
+DISABLED: Final = "OTEL_SDK_DISABLED"
+SERVICE_NAME: Final = "pointillist-destination"
+METHOD: Final = "POST"  # what a span of a POST is called, too: the address says no more than the service's name does
+# Codes that are our fault; OpenTelemetry's conventions mark a server's span as failed for these and no others.
+SERVER_FAULTS: Final = frozenset({"DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
+
+CALL: Final[ContextVar[str]] = ContextVar("traceparent of the call that is being answered", default="")
+"""Each call is a task of its own, so it and the tasks that it starts see their own; "" where it is not sampled."""
+
+log = structlog.get_logger()
+
+
+class CallSpan(Protocol):
+    """The span of one call."""
+
+    traceparent: str
+    """Its W3C traceparent; "" where it is not sampled."""
+
+    def end(self, code: str) -> None:
+        """End it with the name of its gRPC code."""
+
+
+class Tracing(Protocol):
+    """What makes spans."""
+
+    def call(self, path: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> CallSpan:
+        """Begin the span of a call, under the one that its metadata names as `traceparent`."""
+
+    def attempt(self, traceparent: str, number: int, answer: Answer, started_at: float, ended_at: float) -> None:
+        """Make the span of a POST that has its answer; none where the call that accepted the event was not sampled.
+
+        Args:
+            traceparent: of that call.
+            number: which of the event's POSTs it was, from 1.
+            answer: what it came to.
+            started_at: seconds since the epoch.
+            ended_at: seconds since the epoch.
+        """
+
+    def close(self) -> None:
+        """Export what is left."""
+
+
+def is_wanted(environ: Mapping[str, str]) -> bool:
+    """Tell whether OpenTelemetry's own variables ask for traces."""
+    if environ.get(DISABLED, "").strip().lower() == "true":
+        return False
+    exporter = environ.get(EXPORTER, "").strip().lower()
+    return exporter == "otlp" or (not exporter and any(environ.get(name, "").strip() for name in ENDPOINTS))
+
+
+def start_tracing(environ: Mapping[str, str], api_url: str) -> Tracing | None:
+    """Start what the environment asks for; None where it asks for nothing, or where a package is missing.
+
+    Args:
+        environ: has OpenTelemetry's own variables.
+        api_url: where events are POSTed.
+    """
+    exporter = environ.get(EXPORTER, "").strip()
+    if exporter.lower() not in {"", "otlp", "none"}:
+        log.warning("no traces: only one exporter is available", variable=EXPORTER, value=exporter, right="otlp")
+    if not is_wanted(environ):
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  see above
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON  # noqa: PLC0415
+    except ImportError as error:
+        log.warning("no traces: a package is missing", why=str(error), right="install pointillist-destination[tracing]")
+        return None
+    named = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": SERVICE_NAME}
+    resource, processor = Resource.create(named), BatchSpanProcessor(OTLPSpanExporter())
+    calls = TracerProvider(resource=resource, shutdown_on_exit=False)
+    # Its sampler takes all, as an attempt whose call was not sampled never comes to it.
+    attempts = TracerProvider(ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+    for provider in (calls, attempts):
+        provider.add_span_processor(processor)
+    log.info("traces are exported")
+    return _OpenTelemetry(
+        calls.get_tracer(SERVICE_NAME), attempts.get_tracer(SERVICE_NAME), processor.shutdown, address_of(api_url)
+    )
+
+
+def address_of(api_url: str) -> dict[str, str | int]:
+    """A URL as OpenTelemetry's conventions for HTTP clients name its parts, without what may be secret in it."""
+    parts = urlsplit(api_url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return {"server.address": host, "server.port": port, "url.full": bare}
+
+
+class _OpenTelemetry:
+    """Tracing by OpenTelemetry."""
+
+    def __init__(self, calls: Any, attempts: Any, shutdown: Callable[[], None], address: dict[str, str | int]) -> None:
+        """Make it.
+
+        Args:
+            calls: the tracer of calls.
+            attempts: the tracer of POSTs.
+            shutdown: exports what is left.
+            address: attributes of every POST.
+        """
+        from opentelemetry import trace  # noqa: PLC0415
+        from opentelemetry.context import Context  # noqa: PLC0415
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+        self._calls = calls
+        self._attempts = attempts
+        self._shutdown = shutdown
+        self._extract = TraceContextTextMapPropagator().extract
+        self._no_parent = Context()
+        self._link = trace.Link
+        self._span_in = trace.get_current_span
+        self._server, self._client = trace.SpanKind.SERVER, trace.SpanKind.CLIENT
+        self._attributes: dict[str, str | int] = {"http.request.method": METHOD, **address}
+        self.failed = trace.Status(trace.StatusCode.ERROR)
+
+    def call(self, path: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> "_Span":
+        """Begin the span of a call."""
+        carrier = {key: value for key, value in metadata or () if key in {"traceparent", "tracestate"}}
+        service, _, method = path.lstrip("/").partition("/")
+        span = self._calls.start_span(
+            path.lstrip("/"),
+            context=self._extract(carrier),
+            kind=self._server,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        )
+        return _Span(self, span)
+
+    def attempt(self, traceparent: str, number: int, answer: Answer, started_at: float, ended_at: float) -> None:
+        """Make the span of a POST. See Tracing.attempt."""
+        accepted = self._span_in(self._extract({"traceparent": traceparent})).get_span_context()
+        if not accepted.trace_flags.sampled:
+            return
+        attributes = dict(self._attributes)
+        if answer.status is not None:
+            attributes["http.response.status_code"] = answer.status
+        if number > 1:
+            attributes["http.request.resend_count"] = number - 1
+        error = error_type(answer)
+        if error is not None:
+            attributes["error.type"] = error
+        span = self._attempts.start_span(
+            METHOD,
+            context=self._no_parent,
+            kind=self._client,
+            attributes=attributes,
+            links=[self._link(accepted)],
+            start_time=_nanoseconds(started_at),
+        )
+        if error is not None:
+            span.set_status(self.failed)
+        span.end(_nanoseconds(ended_at))
+
+    def close(self) -> None:
+        """Export what is left, for a few seconds at most."""
+        self._shutdown()
+
+
+class _Span:
+    """The span of one call."""
+
+    __slots__ = ("_span", "_tracing", "traceparent")
+
+    def __init__(self, tracing: _OpenTelemetry, span: Any) -> None:
+        self._tracing = tracing
+        self._span = span
+        own = span.get_span_context()
+        self.traceparent = f"00-{own.trace_id:032x}-{own.span_id:016x}-01" if own.trace_flags.sampled else ""
+
+    def end(self, code: str) -> None:
+        """End it."""
+        self._span.set_attribute("rpc.grpc.status_code", _CODE_NUMBERS[code])
+        if code in SERVER_FAULTS:
+            self._span.set_status(self._tracing.failed)
+        self._span.end()
+
+
+def _nanoseconds(seconds: float) -> int:
+    """As OpenTelemetry counts time; a float of seconds since the epoch holds no more than microseconds."""
+    return round(seconds * 1e6) * 1000
+
+
+def error_type(answer: Answer) -> str | None:
+    """What OpenTelemetry's `error.type` says of an answer; None for one that took the event. A redirect did not."""
+    if answer.status is None:
+        return str(answer.failure)
+    return None if 200 <= answer.status <= 299 else str(answer.status)
+
+
+_CODE_NUMBERS: Final = {
+    "OK": 0,
+    "CANCELLED": 1,
+    "INVALID_ARGUMENT": 3,
+    "DEADLINE_EXCEEDED": 4,
+    "PERMISSION_DENIED": 7,
+    "RESOURCE_EXHAUSTED": 8,
+    "FAILED_PRECONDITION": 9,
+    "INTERNAL": 13,
+    "UNAVAILABLE": 14,
+    "UNAUTHENTICATED": 16,
+}

@@ -1,0 +1,131 @@
+"""The command `doctor`, and the image's health check."""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from service.sandbox.server import Behaviour
+from tests.integration.processes import end, run, running_sandbox, running_server, start
+from tests.support.certificates import OPENSSL, make_authority, make_certificate
+
+
+def settings(folder: Path, url: str, **changed: str) -> Mapping[str, str]:
+    """A set-up that is all right where somebody answers at the address."""
+    return {
+        "POINTILLIST_API_TOKEN": "the-token",
+        "POINTILLIST_API_URL": url,
+        "POINTILLIST_GRPC_LISTEN": "127.0.0.1:0",
+        "POINTILLIST_METRICS_LISTEN": "",
+        "POINTILLIST_OUTBOX_URL": f"sqlite:///{folder}/outbox.db",
+        "POINTILLIST_OUTBOX_MAX_BYTES": "1MiB",
+        "POINTILLIST_DISK_FREE_FLOOR": "0B",
+        **changed,
+    }
+
+
+def free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_a_healthy_set_up_is_all_right(tmp_path: Path) -> None:
+    async with running_sandbox() as sandbox:
+        ended = await run("doctor", environ=settings(tmp_path, sandbox.url))
+
+    assert ended.code == 0, ended.out
+    assert all(line.startswith("ok ") for line in ended.out_lines), ended.out
+
+
+async def test_what_is_wrong_is_said_with_what_to_do_about_it_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    environ = settings(tmp_path / "gone", "http://127.0.0.1:1/event")
+
+    ended = await run("doctor", environ=environ)
+
+    assert ended.code == 1
+    assert any(line.startswith("error   address: 127.0.0.1:1 does not answer") for line in ended.out_lines)
+    assert "        > make the folder, or set POINTILLIST_OUTBOX_URL" in ended.out_lines
+    assert "serve makes it" not in ended.out
+    assert ended.err == ""
+
+
+async def test_beside_a_running_server_its_own_addresses_are_all_right(tmp_path: Path) -> None:
+    health, metrics = free_address(), free_address()
+    listens = {"POINTILLIST_HEALTH_LISTEN": health, "POINTILLIST_METRICS_LISTEN": metrics}
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path, **listens) as server:
+        environ = settings(tmp_path, sandbox.url, POINTILLIST_GRPC_LISTEN=server.address, **listens)
+
+        ended = await run("doctor", environ=environ)
+
+    assert f"ok      grpc_listen: a server of ours answers at {server.address}" in ended.out_lines
+    assert f"ok      metrics_listen: a server of ours answers at {metrics}" in ended.out_lines
+    assert f"ok      health_listen: a server of ours answers at {health}" in ended.out_lines
+    assert ended.code == 0, ended.out
+
+
+@pytest.mark.parametrize(
+    ("token", "answer", "grade", "said"),
+    [
+        ("token", "200", "ok", "Pointillist answers 400 to an empty record: it is there, and takes the token"),
+        ("wrong", "200", "error", "Pointillist answers 401 to an empty record"),
+        ("token", "404", "error", "Pointillist answers 404 to an empty record"),
+        ("token", "302", "error", "Pointillist answers 302 to an empty record"),
+        ("token", "503", "warning", "Pointillist answers 503 to an empty record"),
+        ("token", "408", "warning", "Pointillist answers 408 to an empty record"),
+        ("token", "407", "error", "Pointillist answers 407 to an empty record"),
+    ],
+)
+async def test_a_probe_says_what_pointillist_makes_of_the_token(
+    tmp_path: Path, token: str, answer: str, grade: str, said: str
+) -> None:
+    async with running_sandbox() as sandbox:
+        sandbox.behaviour = Behaviour({answer: 1.0})
+
+        ended = await run("doctor", "--probe", environ=settings(tmp_path, sandbox.url, POINTILLIST_API_TOKEN=token))
+
+        assert f"{grade:8}probe: {said}" in ended.out_lines
+        assert ended.code == (1 if grade == "error" else 0)
+        assert sandbox.records == []
+
+
+async def test_a_probe_that_is_refused_ends_with_a_finding(tmp_path: Path) -> None:
+    ended = await run("doctor", "--probe", environ=settings(tmp_path, "http://127.0.0.1:1/event"))
+
+    assert any(line.startswith("error   probe: no answer: refused: ") for line in ended.out_lines)
+    assert (ended.code, ended.err) == (1, "")
+
+
+# -- python -m service.probe
+
+
+async def test_the_health_check_succeeds_while_the_server_serves_and_fails_after(tmp_path: Path) -> None:
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
+        environ = {"POINTILLIST_GRPC_LISTEN": server.address}
+
+        while_serving = await end(await start(module="service.probe", environ=environ))
+        assert (await server.terminate()).code == 0
+        after = await end(await start("delivery", module="service.probe", environ=environ))
+
+    assert (while_serving.code, while_serving.err) == (0, "")
+    assert (after.code, len(after.err_lines)) == (1, 1)
+    assert after.err.startswith(server.address)
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
+async def test_with_tls_the_health_check_says_what_to_set_and_doctor_knows_the_server(tmp_path: Path) -> None:
+    # given
+    pair = make_certificate(tmp_path, "server", make_authority(tmp_path, "authority"))
+    tls = {"POINTILLIST_TLS_CERT_FILE": str(pair.certificate), "POINTILLIST_TLS_KEY_FILE": str(pair.key)}
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path, **tls) as server:
+        environ = settings(tmp_path, sandbox.url, POINTILLIST_GRPC_LISTEN=server.address, **tls)
+
+        # when
+        probed = await end(await start(module="service.probe", environ=environ))
+        examined = await run("doctor", environ=environ)
+
+    # then
+    assert (probed.code, len(probed.err_lines)) == (1, 1)
+    assert "set POINTILLIST_HEALTH_LISTEN" in probed.err
+    assert f"ok      grpc_listen: a server of ours answers at {server.address}" in examined.out_lines
