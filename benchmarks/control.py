@@ -6,12 +6,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-LINE_MOST = 16 * 1024 * 1024  # bytes of one command
+MAX_LINE = 16 * 1024 * 1024  # bytes of one command
 
 
 async def commands() -> asyncio.StreamReader:
     """Standard input, as something to be read from the event loop."""
-    reader = asyncio.StreamReader(LINE_MOST)
+    reader = asyncio.StreamReader(MAX_LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 
@@ -28,5 +28,5 @@ async def serve_commands(handle: Callable[[dict[str, Any]], Awaitable[dict[str, 
 async def until_end_of_input() -> None:
     """Return when standard input ends: whoever started this process is done with it, or gone."""
     reader = await commands()
-    while await reader.read(LINE_MOST):
+    while await reader.read(MAX_LINE):
         pass

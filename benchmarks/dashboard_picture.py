@@ -13,8 +13,8 @@ GAP = 4
 TITLE = 16
 LEGEND = 14
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#9c755f", "#edc948")
-GAP_LEAST = 1.5  # seconds; numbers come every second
-SHOWN_MOST = 8  # series of a panel
+MIN_GAP = 1.5  # seconds; numbers come every second
+MAX_SHOWN = 8  # series of a panel
 
 
 def draw(panels: Sequence[Mapping[str, Any]], found: Mapping[str, Sequence[Series]]) -> str:
@@ -61,7 +61,7 @@ def _panel(
     ]
     if not lines:
         return [f'<text x="6" y="{height / 2}" font-size="11" fill="#c00">no data</text>']
-    lines = sorted(lines, key=lambda line: -max(value for _, value in line[1]))[:SHOWN_MOST]
+    lines = sorted(lines, key=lambda line: -max(value for _, value in line[1]))[:MAX_SHOWN]
     values = [value for _, points in lines for _, value in points]
     top = max(values) or 1.0
     is_stat = panel["type"] == "stat"
@@ -72,11 +72,11 @@ def _panel(
         parts.append(f'<text x="{width / 2}" y="{height / 2 + 8}" font-size="18" text-anchor="middle">{now}</text>')
     for index, (legend, points) in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
-        drawn, before = "", -GAP_LEAST
+        drawn, before = "", -MIN_GAP
         for at, value in points:  # a line ends where there is no number
             x = 6 + (at - first) / (last - first) * (width - 12)
             y = bottom - max(value, 0) / top * (bottom - TITLE - 4)
-            drawn += f"{'L' if at - before < GAP_LEAST else 'M'}{x:.0f} {y:.0f}"
+            drawn += f"{'L' if at - before < MIN_GAP else 'M'}{x:.0f} {y:.0f}"
             before = at
         parts.append(f'<path d="{drawn}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
         if not is_stat:

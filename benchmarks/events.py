@@ -18,7 +18,7 @@ from service.events.integrations import is_sent
 from service.events.segment_json import Imported, import_line
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data" / "segment_events.jsonl"
-SIZE_LEAST = 900  # bytes of a serialised Event; smaller ones are not what a shop sends
+MIN_SIZE = 900  # bytes of a serialised Event; smaller ones are not what a shop sends
 PLACEHOLDER = "message-id-of-as-many-characters-uid"  # as long as a UUID
 EVENTS_KEY = b"\x12"  # field 2 of BatchSendRequest, length-delimited
 SEQUENCE_KEY = b"\x08"  # field 1 of BatchSendRequest, varint
@@ -61,7 +61,7 @@ def tracks() -> tuple[event_pb2.Event, ...]:
     chosen = [
         event
         for event in imported()
-        if event.HasField("track") and event.ByteSize() >= SIZE_LEAST and is_sent(event.track.integrations)
+        if event.HasField("track") and event.ByteSize() >= MIN_SIZE and is_sent(event.track.integrations)
     ]
     for event in chosen:
         event.track.message_id = PLACEHOLDER

@@ -20,7 +20,7 @@ CONNECTIONS = 4
 RUN_TIME = 180.0  # seconds that one run may take
 PACERS = 16  # processes that share a paced run
 HEADERS = ("-H", "content-type: application/grpc", "-H", "te: trailers")
-STREAMS_MOST = 1000  # calls at a time on the one connection of a paced run: more than there will ever be
+MAX_STREAMS = 1000  # calls at a time on the one connection of a paced run: more than there will ever be
 
 
 class H2loadError(Exception):
@@ -62,7 +62,7 @@ def paced(port: int, at: Sequence[float]) -> Load:
             script = Path(folder, str(index))
             mine = at[index::PACERS]
             script.write_text("".join(f"{seconds * 1000:.3f}\t{_address(port)}\n" for seconds in mine))
-            options = ["-n", str(len(mine)), "-c", "1", "-m", str(STREAMS_MOST)]
+            options = ["-n", str(len(mine)), "-c", "1", "-m", str(MAX_STREAMS)]
             runs.append([*options, f"--timing-script-file={script}"])
         return _run(port, runs)
 

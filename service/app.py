@@ -18,15 +18,15 @@ from service.config.role import Role
 from service.config.settings import Listen, Settings, TokenSource, effective
 from service.intake.callers import CallersFile
 from service.outbox.base import DeadLetterFilter, Outbox
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.factory import OpenOutbox, check_role, open_outbox
-from service.relay.factory import make_courier
+from service.relay.factory import make_sender
 from service.relay.flow import Cause, Flow, State
 from service.relay.relay import Relay
-from service.relay.worker_pool import Workers
+from service.relay.worker_pool import WorkerPool
 from service.reloader import MappingSource
 from service.server import dead_letter_service, event_service
-from service.server.auth import Gate
+from service.server.auth import Authenticator
 from service.server.calls import Calls
 from service.server.dead_letter_service import DeadLetterService
 from service.server.event_service import EventService
@@ -103,10 +103,10 @@ class App:
         settings, role, clock, metrics = self._settings, self._role, SystemClock(), Metrics()
         async with contextlib.AsyncExitStack() as stack:
             tracing = self._tracing(stack)
-            deliveries = Deliveries()
+            deliveries = DeliveryWaiters()
             outbox = await open_outbox(settings, clock, deliveries.settled)
             stack.push_async_callback(outbox.close)
-            courier = make_courier(
+            sender = make_sender(
                 settings, role, mapping=self._mapping.current, token=self._token.current, clock=clock, stack=stack
             )
             flow = Flow(
@@ -116,7 +116,7 @@ class App:
             )
             relay = Relay(
                 outbox=outbox,
-                courier=courier,
+                sender=sender,
                 flow=flow,
                 deliveries=deliveries,
                 metrics=metrics,
@@ -128,16 +128,16 @@ class App:
                 tracing=tracing,
             )
             _observe(metrics, outbox, relay, flow, clock)
-            if isinstance(courier, Workers):
-                metrics.relay_workers.set_function(lambda: courier.alive)
-                metrics.relay_worker_restarts.set_function(lambda: courier.restarts)
+            if isinstance(sender, WorkerPool):
+                metrics.relay_workers.set_function(lambda: sender.alive)
+                metrics.relay_worker_restarts.set_function(lambda: sender.restarts)
             service = EventService(
                 outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
             )
             health = Health(
                 why_dead=outbox.broken,
                 why_not_ready=outbox.full if role.accepts else outbox.unreachable,
-                is_getting_through=(lambda: flow.is_getting_through and courier.is_able) if role.relays else None,
+                is_getting_through=(lambda: flow.is_getting_through and sender.is_able) if role.relays else None,
                 accepts=role.accepts,
                 beat=lambda: _beat_health(outbox, metrics),
             )
@@ -151,7 +151,7 @@ class App:
                 [*([event_service.SERVICE_NAME] if role.accepts else ()), dead_letter_service.SERVICE_NAME],
                 health,
                 reflect=settings.reflection,
-                gate=calls.gate,
+                authenticator=calls.authenticator,
             )
             stack.push_async_callback(server.stop, LAST_ANSWERS_GRACE)
             self.grpc_listen = listen(server, "POINTILLIST_GRPC_LISTEN", settings.grpc_listen, self._tls)
@@ -199,12 +199,12 @@ class App:
 
     def _calls(self, clock: Clock, metrics: Metrics, tracing: Tracing | None) -> Calls:
         """What every call passes: who may call, and what is counted, logged and traced of it."""
-        gate: Gate | None = None
+        authenticator: Authenticator | None = None
         if self._callers is not None:
-            gate = Gate(self._callers.current, clock.steady, metrics.rpc.count_caller)
+            authenticator = Authenticator(self._callers.current, clock.steady, metrics.rpc.count_caller)
             metrics.rpc.name_callers(self._callers.current().names)
         return Calls(
-            gate=gate,
+            authenticator=authenticator,
             metrics=metrics.rpc,
             access_log=AccessLog(clock.steady),
             tracing=tracing,

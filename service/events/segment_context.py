@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from pointillist_destination.v1 import event_pb2
 from service.errors import SegmentJsonError
-from service.events.validation import DEPTH_MOST
+from service.events.validation import MAX_DEPTH
 
 SHOWN_KEY = 100  # characters of a key that a path repeats
 
@@ -117,7 +117,7 @@ def _fill_value(target: struct_pb2.Value, value: Any, level: int) -> None:
         target.number_value = value + 0.0  # -0.0 is 0, as in the JSON that is written from a Struct
     elif value is None:
         target.null_value = struct_pb2.NULL_VALUE
-    elif level == DEPTH_MOST:
+    elif level == MAX_DEPTH:
         raise ValueError
     elif kind is dict:
         target.struct_value.SetInParent()
@@ -137,8 +137,8 @@ def _faults_in(value: Any, path: str, level: int) -> Iterator[SegmentJsonError]:
     if kind is not dict and kind is not list:
         if reason := _scalar_fault(value):
             yield SegmentJsonError(path, reason)
-    elif level > DEPTH_MOST:
-        yield SegmentJsonError(path, f"nests over {DEPTH_MOST} levels deep; at most {DEPTH_MOST} can be taken")
+    elif level > MAX_DEPTH:
+        yield SegmentJsonError(path, f"nests over {MAX_DEPTH} levels deep; at most {MAX_DEPTH} can be taken")
     elif kind is list:
         for index, item in enumerate(value):
             yield from _faults_in(item, f"{path}[{index}]", level + 1)

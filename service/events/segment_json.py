@@ -31,7 +31,7 @@ from service.events.segment_context import (
     without_nulls,
 )
 from service.events.segment_time import read_time
-from service.events.validation import DEPTH_MOST, EVENT_SIZE_MOST, MESSAGE_ID_MOST
+from service.events.validation import MAX_DEPTH, MAX_EVENT_SIZE, MAX_MESSAGE_ID
 
 LONGEST_INTEGER = 310  # characters; a longer one is beyond every double
 
@@ -159,7 +159,7 @@ def _parse_slowly(line: bytes) -> object:
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} (character {error.pos + 1}); one whole JSON object a line is right"
     except RecursionError:
-        reason = f"nests too deep to be parsed; at most {DEPTH_MOST} levels can be taken"
+        reason = f"nests too deep to be parsed; at most {MAX_DEPTH} levels can be taken"
     raise SegmentJsonError("", reason)
 
 
@@ -204,7 +204,7 @@ def _with_outer(body: dict[str, Any], item: dict[str, Any]) -> tuple[dict[str, A
             continue
         own = item.get(name)
         if isinstance(own, dict):
-            message[name] = _merged(outer, absent(own), DEPTH_MOST)
+            message[name] = _merged(outer, absent(own), MAX_DEPTH)
         else:
             message[name] = outer
             if own is not None:
@@ -258,9 +258,9 @@ def _import(message: object, item: str) -> Result:
 
     ignored = _unplaced(message, _TRACK_KEYS if kind == "track" else _IDENTIFY_KEYS)
     faults += [SegmentJsonError(child_path(item, name), LONE_SURROGATE) for name in ignored if has_lone_surrogate(name)]
-    if (size := event.ByteSize()) > EVENT_SIZE_MOST:
+    if (size := event.ByteSize()) > MAX_EVENT_SIZE:
         faults.append(
-            SegmentJsonError(item, f"the event takes {size} bytes; at most {EVENT_SIZE_MOST} (32 KiB) is right")
+            SegmentJsonError(item, f"the event takes {size} bytes; at most {MAX_EVENT_SIZE} (32 KiB) is right")
         )
     return Refused(tuple(faults)) if faults else Imported(event, ignored)
 
@@ -307,8 +307,8 @@ def _fill_ids(target: Target, message: dict[str, Any], prefix: str, faults: list
             faults.append(SegmentJsonError(path, str(error)))
             continue
         set_text(target, field, text, path, faults)
-        if name == "messageId" and len(text) > MESSAGE_ID_MOST:
-            reason = f"has {len(text)} characters; at most {MESSAGE_ID_MOST} is right"
+        if name == "messageId" and len(text) > MAX_MESSAGE_ID:
+            reason = f"has {len(text)} characters; at most {MAX_MESSAGE_ID} is right"
             faults.append(SegmentJsonError(path, reason))
     if _is_absent(message.get("userId")) and _is_absent(message.get("anonymousId")):
         faults.append(

@@ -16,14 +16,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1 import event_pb2
 
-EVENT_SIZE_MOST = 32 * 1024  # bytes of the serialised Event
-MESSAGE_ID_MOST = 100  # characters (code points)
-DEPTH_MOST = 32  # levels of objects and arrays, the outermost counted; protobuf's own 100 have room for no more
-VIOLATIONS_MOST = 20  # that are told of one event; an answer has little room, and nobody reads more
-PATH_MOST = 200  # characters of a violation's path; a key may be as long as an event
-SECONDS_LEAST = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
-SECONDS_MOST = 253_402_300_799  # 9999-12-31T23:59:59Z, the most
-NANOS_MOST = 999_999_999
+MAX_EVENT_SIZE = 32 * 1024  # bytes of the serialised Event
+MAX_MESSAGE_ID = 100  # characters (code points)
+MAX_DEPTH = 32  # levels of objects and arrays, the outermost counted; protobuf's own 100 have room for no more
+MAX_VIOLATIONS = 20  # that are told of one event; an answer has little room, and nobody reads more
+MAX_PATH = 200  # characters of a violation's path; a key may be as long as an event
+MIN_SECONDS = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
+MAX_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the most
+MAX_NANOS = 999_999_999
 TIMES: tuple[Literal["timestamp", "original_timestamp", "sent_at", "received_at"], ...] = (
     "timestamp",
     "original_timestamp",
@@ -48,7 +48,7 @@ class Violation(NamedTuple):
 def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes) -> list[Violation]:
     """The faults of an event; an empty list for an acceptable one.
 
-    After `VIOLATIONS_MOST` of them comes one more that says that there are more. The values of an event that is too
+    After `MAX_VIOLATIONS` of them comes one more that says that there are more. The values of an event that is too
     large are not looked at.
 
     Args:
@@ -64,20 +64,20 @@ def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes)
         name = "identify"
     if not message.user_id and not message.anonymous_id:
         found.append(Violation(f"{name}.user_id", "is empty, and so is anonymous_id; one of the two is required"))
-    if len(message.message_id) > MESSAGE_ID_MOST:
+    if len(message.message_id) > MAX_MESSAGE_ID:
         found.append(
-            Violation(f"{name}.message_id", f"has {len(message.message_id)} characters; {MESSAGE_ID_MOST} are allowed")
+            Violation(f"{name}.message_id", f"has {len(message.message_id)} characters; {MAX_MESSAGE_ID} are allowed")
         )
-    is_too_large = len(serialised) > EVENT_SIZE_MOST
+    is_too_large = len(serialised) > MAX_EVENT_SIZE
     if is_too_large:
-        found.append(Violation(name, f"is an event of {len(serialised)} bytes; {EVENT_SIZE_MOST} are allowed"))
+        found.append(Violation(name, f"is an event of {len(serialised)} bytes; {MAX_EVENT_SIZE} are allowed"))
     for field in TIMES:
         if message.HasField(field):
             timestamp = getattr(message, field)
-            if not (SECONDS_LEAST <= timestamp.seconds <= SECONDS_MOST and 0 <= timestamp.nanos <= NANOS_MOST):
+            if not (MIN_SECONDS <= timestamp.seconds <= MAX_SECONDS and 0 <= timestamp.nanos <= MAX_NANOS):
                 found += timestamp_violations(f"{name}.{field}", timestamp)
     if not is_too_large and _may_have_bad_values(serialised):
-        found += _first(VIOLATIONS_MOST - len(found), name, _walk(name, message))
+        found += _first(MAX_VIOLATIONS - len(found), name, _walk(name, message))
     return found
 
 
@@ -85,7 +85,7 @@ def _first(most: int, name: str, found: Iterator[Violation]) -> Iterator[Violati
     """So many of them, and then one that says that there are more; the rest is not looked for."""
     yield from islice(found, most)
     if next(found, None) is not None:
-        yield Violation(name, f"has more faults than these {VIOLATIONS_MOST}")
+        yield Violation(name, f"has more faults than these {MAX_VIOLATIONS}")
 
 
 def _may_have_bad_values(serialised: bytes) -> bool:
@@ -96,7 +96,7 @@ def _may_have_bad_values(serialised: bytes) -> bool:
     if _may_have_not_finite(serialised):
         return True
     levels = serialised.count(b"*") + serialised.count(b"2")
-    return levels >= DEPTH_MOST - 1 and len(_LEVEL.findall(serialised)) >= DEPTH_MOST - 1
+    return levels >= MAX_DEPTH - 1 and len(_LEVEL.findall(serialised)) >= MAX_DEPTH - 1
 
 
 def _may_have_not_finite(serialised: bytes) -> bool:
@@ -115,10 +115,10 @@ def _may_have_not_finite(serialised: bytes) -> bool:
 
 def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]:
     """What makes a Timestamp one that google.protobuf.Timestamp does not allow."""
-    if not SECONDS_LEAST <= timestamp.seconds <= SECONDS_MOST:
+    if not MIN_SECONDS <= timestamp.seconds <= MAX_SECONDS:
         yield Violation(f"{path}.seconds", f"is {timestamp.seconds}, which is not within the years 0001 to 9999")
-    if not 0 <= timestamp.nanos <= NANOS_MOST:
-        yield Violation(f"{path}.nanos", f"is {timestamp.nanos}; 0 to {NANOS_MOST} are allowed")
+    if not 0 <= timestamp.nanos <= MAX_NANOS:
+        yield Violation(f"{path}.nanos", f"is {timestamp.nanos}; 0 to {MAX_NANOS} are allowed")
 
 
 def _walk(path: str, message: Message) -> Iterator[Violation]:
@@ -142,8 +142,8 @@ def _walk_value(path: str, value: Value, depth: int) -> Iterator[Violation]:
     kind = value.WhichOneof("kind")
     if kind == "number_value" and not math.isfinite(value.number_value):
         yield Violation(path, f"is {value.number_value}; numbers are finite")
-    elif kind in {"struct_value", "list_value"} and depth > DEPTH_MOST:
-        yield Violation(path, f"is nested more than {DEPTH_MOST} levels deep")
+    elif kind in {"struct_value", "list_value"} and depth > MAX_DEPTH:
+        yield Violation(path, f"is nested more than {MAX_DEPTH} levels deep")
     elif kind == "struct_value":
         yield from _walk_fields(path, value.struct_value.fields, depth)
     elif kind == "list_value":
@@ -153,7 +153,7 @@ def _walk_value(path: str, value: Value, depth: int) -> Iterator[Violation]:
 
 def _step(path: str, step: str) -> str:
     """One step on from a path; what is too long ends with an ellipsis and grows no more."""
-    if len(path) == PATH_MOST:
+    if len(path) == MAX_PATH:
         return path
     path += step
-    return path if len(path) < PATH_MOST else f"{path[: PATH_MOST - 1]}…"
+    return path if len(path) < MAX_PATH else f"{path[: MAX_PATH - 1]}…"

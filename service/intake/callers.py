@@ -26,8 +26,8 @@ from service.config.watched_file import signature
 from service.errors import SettingsError
 
 SETTING: Final = "POINTILLIST_CALLERS_FILE"
-CALLERS_MOST: Final = 1_000  # each is a time series
-RATE_MOST: Final = 1e9  # events a second; above it no limit is meant
+MAX_CALLERS: Final = 1_000  # each is a time series
+MAX_RATE: Final = 1e9  # events a second; above it no limit is meant
 DEFAULT_METHODS: Final = ("EventService",)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -94,8 +94,8 @@ def read_callers(text: str) -> Callers:
     if not isinstance(tables, dict) or not tables:
         raise ValueError("names nobody, so that nobody could call: expected tables such as [callers.checkout]")
     faults = [fault for fault in faults if not fault.startswith("callers:")]
-    if len(tables) > CALLERS_MOST:
-        raise ValueError(f"names {len(tables)} callers: expected {CALLERS_MOST} at most")
+    if len(tables) > MAX_CALLERS:
+        raise ValueError(f"names {len(tables)} callers: expected {MAX_CALLERS} at most")
     by_digest: dict[bytes, Caller] = {}
     for name, table in tables.items():
         caller = _read_caller(name, table, faults)
@@ -165,8 +165,8 @@ def _read_number(place: str, key: str, value: Any, faults: list[str]) -> float |
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     least = 1 if key == "burst" else 0
-    if not is_number or not isfinite(value) or value < least or value == 0 or value > RATE_MOST:
-        bounds = f"from 1 to {RATE_MOST:.0f}" if least else f"above 0 and up to {RATE_MOST:.0f}"
+    if not is_number or not isfinite(value) or value < least or value == 0 or value > MAX_RATE:
+        bounds = f"from 1 to {MAX_RATE:.0f}" if least else f"above 0 and up to {MAX_RATE:.0f}"
         faults.append(f"{place} {key}: expected a number of events {bounds}")
         return None
     return float(value)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class Bucket:
+class TokenBucket:
     """So many events a second, and a burst of more after a quiet time.
 
     A single event is refused while the bucket is empty. A batch that is read already is never refused: it overdraws

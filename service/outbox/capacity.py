@@ -8,7 +8,7 @@ from service.clock import Clock
 
 FULL_AGAIN = 0.9  # share of a bound below which a full outbox takes events again, so that it does not flutter
 DELAY = 1.0  # seconds until a refused caller tries again, while the drain rate is not known
-DELAY_MOST = 60.0  # seconds
+MAX_DELAY = 60.0  # seconds
 REFUSED_PAUSE = 1.0  # seconds after a write that the disk refused until the outbox tries one of its own
 DISK_CHECK_INTERVAL = 0.5  # seconds between looks at the free disk
 RATE_WINDOW = 10.0  # seconds over which the drain rate is measured
@@ -24,7 +24,7 @@ class Bounds:
     """Bytes that stay free on the disk."""
 
 
-class Room:
+class Capacity:
     """Whether there is room, with hysteresis: a bound once reached holds until a tenth of it is free again."""
 
     def __init__(self, bounds: Bounds, clock: Clock, disk_free: Callable[[], int]) -> None:
@@ -77,4 +77,4 @@ class Room:
             return DELAY
         seconds = self._clock.steady() - self._drained[0][0]
         rate = sum(count for _, count in self._drained) / max(seconds, 1e-3)
-        return min(max(DELAY, events * (1 - FULL_AGAIN) / rate), DELAY_MOST)
+        return min(max(DELAY, events * (1 - FULL_AGAIN) / rate), MAX_DELAY)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from service.outbox.base import Refusal
 
 
-class Deliveries:
+class DeliveryWaiters:
     """Connects the way out to those who asked to wait: `wait_for_delivery`.
 
     It holds one future per waiting caller and nothing for any other event.

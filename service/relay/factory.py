@@ -8,12 +8,12 @@ from service.config.role import Role
 from service.config.settings import Settings
 from service.mapping.mapping import Mapping
 from service.pointillist.client import connect
-from service.relay.local_sender import Lanes
-from service.relay.worker_pool import Workers
+from service.relay.local_sender import LocalSender
+from service.relay.worker_pool import WorkerPool
 from service.relay.worker_protocol import SetUp
 
 
-def make_courier(
+def make_sender(
     settings: Settings,
     role: Role,
     *,
@@ -21,7 +21,7 @@ def make_courier(
     token: Callable[[], str],
     clock: Clock,
     stack: contextlib.AsyncExitStack,
-) -> Lanes | Workers:
+) -> LocalSender | WorkerPool:
     """Lanes in this process, or workers in processes of their own.
 
     Args:
@@ -46,7 +46,7 @@ def make_courier(
     )
     stack.push_async_callback(pointillist.close)
     if not (settings.relay_workers and role.relays):
-        return Lanes(mapping=mapping, pointillist=pointillist, clock=clock)
+        return LocalSender(mapping=mapping, pointillist=pointillist, clock=clock)
     set_up = SetUp(
         client=settings.http_client,
         url=settings.api_url,
@@ -57,6 +57,6 @@ def make_courier(
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    workers = Workers(settings.relay_workers, set_up, mapping=mapping, token=token, clock=clock)
+    workers = WorkerPool(settings.relay_workers, set_up, mapping=mapping, token=token, clock=clock)
     stack.push_async_callback(workers.stop, 0.0)  # where the start fails; else they have ended by then
     return workers

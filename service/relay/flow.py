@@ -21,13 +21,13 @@ OVERLOAD_SHARE = 0.1  # share of a round's answers that must tell of overload; a
 LATENCY_RISE = 1.2  # a round whose mean latency is above the baseline's by this factor ...
 LATENCY_NOISE = 0.01  # ... and these seconds tells of overload
 BASELINE_DRIFT = 0.02  # how fast the baseline follows a higher latency that stays, per round
-FAILURES_MOST = 20  # failures in a row, with no 2xx between, that end flowing
+MAX_FAILURES = 20  # failures in a row, with no 2xx between, that end flowing
 FAILURES_TELLING = 5  # failures in a row after which the relay is not getting through
-REFUSALS_MOST = 100  # refused events with no 2xx since the start that mean a wrong set-up
+MAX_REFUSALS = 100  # refused events with no 2xx since the start that mean a wrong set-up
 SLOW_DOWN_DELAY = 0.5  # seconds, the most that a 429 without Retry-After holds the whole relay
 RECENT_ACK = 60.0  # seconds after a 2xx in which a set-up that seems wrong is probed at once
 PROBE_DELAY = 0.5  # seconds before the second probe; doubles with each
-PROBE_DELAY_MOST = 30.0  # seconds
+MAX_PROBE_DELAY = 30.0  # seconds
 
 
 class State(StrEnum):
@@ -135,7 +135,7 @@ class Flow:
                     self._failed(decision.reason, sent_at, now, retry_after, most=1, cause=Cause.SETUP)
             case Verdict.NAK:
                 self._count(sent_at, now, in_flight, overload=decision.overload, at_once=decision.slow_down)
-                self._failed(decision.reason, sent_at, now, retry_after, most=FAILURES_MOST, cause=Cause.OUTAGE)
+                self._failed(decision.reason, sent_at, now, retry_after, most=MAX_FAILURES, cause=Cause.OUTAGE)
         return Verdict.NAK
 
     def pause(self, cause: Cause) -> None:
@@ -176,10 +176,10 @@ class Flow:
             return Verdict.NAK
         if self._acks == 0:
             self._refusals += 1
-            if self._refusals >= REFUSALS_MOST:
+            if self._refusals >= MAX_REFUSALS:
                 if self.state is not State.PAUSED:
                     self._probe(Cause.REFUSALS, now)
-                return Verdict.TERM if self._refusals == REFUSALS_MOST else Verdict.NAK
+                return Verdict.TERM if self._refusals == MAX_REFUSALS else Verdict.NAK
         self._failures = 0  # Pointillist is there, and reads what it is sent
         if self.state is State.PROBING:
             if self.cause is Cause.SETUP:
@@ -204,7 +204,7 @@ class Flow:
             self._schedule_probe(now, retry_after)
 
     def _schedule_probe(self, now: float, retry_after: float) -> None:
-        delay = min(PROBE_DELAY * 2.0 ** min(self._probes, 10), PROBE_DELAY_MOST)
+        delay = min(PROBE_DELAY * 2.0 ** min(self._probes, 10), MAX_PROBE_DELAY)
         self._probes += 1
         self._probe_at = now + max(retry_after, delay * (0.5 + 0.5 * self._random()))
 

@@ -15,7 +15,7 @@ from service.clock import Clock
 from service.mapping.mapping import Mapping
 from service.outbox.base import Stored
 from service.pointillist.client import Pointillist
-from service.relay.sender import Orders
+from service.relay.sender import SenderHost
 
 AHEAD = 32
 """Events that are mapped in one go. Their POSTs then leave one right after the other, so that the HTTP client's thread
@@ -24,7 +24,7 @@ handles several each time it wakes; one by one, a POST costs a fifth more."""
 log = structlog.get_logger()
 
 
-class Lanes:
+class LocalSender:
     """Carries events on the event loop that it is used on."""
 
     def __init__(self, *, mapping: Callable[[], Mapping], pointillist: Pointillist, clock: Clock) -> None:
@@ -43,7 +43,7 @@ class Lanes:
         self._lanes: set[asyncio.Task[None]] = set()
         self._opening = 0  # lanes that have not begun
         self._stopping = False
-        self._orders: Orders
+        self._host: SenderHost
 
     @property
     def in_flight(self) -> int:
@@ -55,13 +55,13 @@ class Lanes:
         """It always can."""
         return True
 
-    def serve(self, orders: Orders) -> None:
+    def serve(self, host: SenderHost) -> None:
         """Work for this relay. See Courier.serve."""
-        self._orders = orders
+        self._host = host
 
     def look(self) -> None:
         """Open lanes, as many as may be and have something to send."""
-        for _ in range(self._orders.limit() - len(self._lanes)):
+        for _ in range(self._host.limit() - len(self._lanes)):
             if self._stopping or not self._map(self._opening + 1):
                 return
             self._opening += 1
@@ -80,24 +80,24 @@ class Lanes:
 
     def _close_lane(self, lane: asyncio.Task[None]) -> None:
         self._lanes.discard(lane)
-        self._orders.rested()
+        self._host.rested()
 
     async def _run_lane(self) -> None:
         """Send one event after another, while no more lanes than allowed are open.
 
         That is asked before the first one, too: an answer may come before the next lane has begun.
         """
-        orders, post, steady = self._orders, self._pointillist.post, self._clock.steady
+        host, post, steady = self._host, self._pointillist.post, self._clock.steady
         self._opening -= 1
-        while not self._stopping and len(self._lanes) <= orders.limit() and self._map(1):
+        while not self._stopping and len(self._lanes) <= host.limit() and self._map(1):
             stored, body = self._mapped.popleft()
             try:
                 sent_at = steady()
                 answer = await post(body, stored.message_id)
-                orders.answered(stored, answer, sent_at, steady())
+                host.answered(stored, answer, sent_at, steady())
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                orders.failed(stored, "an unforeseen error of this service")
+                host.failed(stored, "an unforeseen error of this service")
 
     def _map(self, least: int) -> bool:
         """See that so many events are mapped, by the mapping in force; returns whether they are."""
@@ -108,7 +108,7 @@ class Lanes:
             self._mapped_by = mapping
             self._encode(mapping, old)
         while len(self._mapped) < least:
-            taken = self._orders.take(AHEAD)
+            taken = self._host.take(AHEAD)
             if not taken:
                 return False
             self._encode(mapping, taken)
@@ -120,6 +120,6 @@ class Lanes:
                 body = mapping.encode(event_pb2.Event.FromString(stored.payload), stored.accepted_at)
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                self._orders.failed(stored, "an unforeseen error of this service")
+                self._host.failed(stored, "an unforeseen error of this service")
             else:
                 self._mapped.append((stored, body))

@@ -12,15 +12,15 @@ import structlog
 
 from service.clock import Clock, Timer
 from service.outbox.base import Outbox, Refusal, Stored
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer, Failure
 from service.relay.flow import Cause, Flow, State
 from service.relay.retry import RetryDecision, Verdict, decide
-from service.relay.sender import Courier
+from service.relay.sender import Sender
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
-WINDOW_MOST = 1024  # events held in memory, waiting for the courier
+MAX_WINDOW = 1024  # events held in memory, waiting for the courier
 WINDOW_FACTOR = 8  # events held for each that may be under way; with fewer it runs dry while the outbox is read
 TELL_INTERVAL = 10.0  # seconds between log lines about dead letters
 FAULT_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
@@ -35,9 +35,9 @@ class Relay:
         self,
         *,
         outbox: Outbox,
-        courier: Courier,
+        sender: Sender,
         flow: Flow,
-        deliveries: Deliveries,
+        deliveries: DeliveryWaiters,
         metrics: Metrics,
         clock: Clock,
         random: Callable[[], float],
@@ -50,7 +50,7 @@ class Relay:
 
         Args:
             outbox: what it empties.
-            courier: who carries the events.
+            sender: who carries the events.
             flow: how much it may have in flight.
             deliveries: who wants to hear of a delivery.
             metrics: what it counts in.
@@ -62,7 +62,7 @@ class Relay:
             tracing: makes a span of each POST.
         """
         self._outbox = outbox
-        self._courier = courier
+        self._sender = sender
         self._flow = flow
         self._deliveries = deliveries
         self._metrics = metrics
@@ -78,13 +78,13 @@ class Relay:
         self._dead_letters_untold: Counter[str] = Counter()
         self._told_at = float("-inf")
         self._stopping = False
-        courier.serve(self)
+        sender.serve(self)
         outbox.subscribe(self.look)
 
     @property
     def in_flight(self) -> int:
         """How many events are being sent."""
-        return self._courier.in_flight
+        return self._sender.in_flight
 
     def look(self) -> None:
         """Something may be there to be fetched, or may be sent that could not be before."""
@@ -102,14 +102,14 @@ class Relay:
             self._tell_dead_letters(now)
             self._give_back()
             await self._refill(now)
-            self._courier.look()
+            self._sender.look()
             await self._sleep(self._next_change(now))
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; let what is in flight end for `grace` seconds, then leave it to the next start."""
         self._stopping = True
         self._wake.set()
-        await self._courier.stop(grace)
+        await self._sender.stop(grace)
 
     # -- taking
 
@@ -127,7 +127,7 @@ class Relay:
         if not is_probing and not self._is_window_low(limit):
             return
         wanted = (1 if is_probing else _window_size(limit)) - len(self._window)
-        if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._courier.in_flight):
+        if wanted <= 0 or not (self._may_have_more or is_probing) or (is_probing and self._sender.in_flight):
             return
         self._may_have_more = False
         events = await self._outbox.fetch(wanted, early=is_probing)
@@ -184,7 +184,7 @@ class Relay:
             decision,
             sent_at=sent_at,
             now=now,
-            in_flight=self._courier.in_flight,
+            in_flight=self._sender.in_flight,
             retry_after=min(answer.retry_after or 0.0, self._retry_max_delay),
         )
         self._settle(stored, answer, decision, verdict, now)
@@ -263,4 +263,4 @@ class Relay:
 
 
 def _window_size(limit: int) -> int:
-    return min(WINDOW_FACTOR * limit, WINDOW_MOST)
+    return min(WINDOW_FACTOR * limit, MAX_WINDOW)

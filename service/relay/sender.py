@@ -1,6 +1,6 @@
 """Who carries events to Pointillist: maps each, POSTs its record and brings the answer back.
 
-There are two, and the relay tells both what to do, as their `Orders`.
+There are two, and the relay tells both what to do, as their `SenderHost`.
 
     Courier (Protocol)
     ├── Lanes      local_sender.py: in this process
@@ -13,7 +13,7 @@ from service.outbox.base import Stored
 from service.pointillist.answer import Answer
 
 
-class Orders(Protocol):
+class SenderHost(Protocol):
     """What a courier is told, and whom it tells: the relay."""
 
     def limit(self) -> int:
@@ -42,7 +42,7 @@ class Orders(Protocol):
         """Fewer events are under way than before."""
 
 
-class Courier(Protocol):
+class Sender(Protocol):
     """Takes events while it may, and brings back what came of them."""
 
     @property
@@ -53,7 +53,7 @@ class Courier(Protocol):
     def is_able(self) -> bool:
         """Whether it can carry anything just now."""
 
-    def serve(self, orders: Orders) -> None:
+    def serve(self, host: SenderHost) -> None:
         """Work for this relay; call once, before anything else."""
 
     def look(self) -> None:

@@ -22,7 +22,7 @@ from service.mapping.mapping_file import compile_mapping
 from service.outbox.base import Stored
 from service.pointillist.answer import Answer
 from service.pointillist.client import connect
-from service.relay.local_sender import Lanes
+from service.relay.local_sender import LocalSender
 from service.relay.worker_protocol import Order, Outcome, SetUp, frame, read_frame
 from service.telemetry.metrics import configure_logging
 
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class Worker:
-    """Does the work of one process: the `Orders` of its lanes come through the pair."""
+    """Does the work of one process: the `SenderHost` of its lanes come through the pair."""
 
     def __init__(self, set_up: SetUp, writer: asyncio.StreamWriter) -> None:
         """Make it from its first frame.
@@ -55,7 +55,7 @@ class Worker:
             ca_file=set_up.ca_file,
             proxy=set_up.proxy,
         )
-        self._lanes = Lanes(mapping=lambda: self._mapping, pointillist=self._pointillist, clock=SystemClock())
+        self._lanes = LocalSender(mapping=lambda: self._mapping, pointillist=self._pointillist, clock=SystemClock())
         self._lanes.serve(self)
 
     def obey(self, order: Order) -> None:

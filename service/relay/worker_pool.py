@@ -20,7 +20,7 @@ from service.clock import Clock
 from service.mapping.mapping import Mapping
 from service.outbox.base import Stored
 from service.pointillist.http import BODY_TIME, SUCCESS
-from service.relay.sender import Orders
+from service.relay.sender import SenderHost
 from service.relay.worker_protocol import Order, Outcome, SetUp, frame, read_frame
 
 STUCK_TIME = 10.0  # seconds beyond the request timeout after which a worker that has not answered is stuck
@@ -57,7 +57,7 @@ class _Worker:
             self.writer.write(frame(order))
 
 
-class Workers:
+class WorkerPool:
     """Carries events by relay workers."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Workers:
         self._answered = asyncio.Event()
         self._looked_at = float("-inf")
         self._stopping = False
-        self._orders: Orders
+        self._host: SenderHost
         self.restarts = 0
         """Workers that were replaced."""
 
@@ -103,18 +103,18 @@ class Workers:
         """How many workers there are just now."""
         return len(self._workers)
 
-    def serve(self, orders: Orders) -> None:
+    def serve(self, host: SenderHost) -> None:
         """Start the processes, and work for this relay. See Courier.serve."""
-        self._orders = orders
+        self._host = host
         self._slots = [asyncio.create_task(self._keep_one()) for _ in range(self._count)]
 
     def look(self) -> None:
         """Hand out what may be under way, to each worker as much as to any other."""
         self._end_stuck()
-        room = 0 if self._stopping or not self._workers else self._orders.limit() - self._in_flight
+        room = 0 if self._stopping or not self._workers else self._host.limit() - self._in_flight
         if room <= 0:
             return
-        events = self._orders.take(room)
+        events = self._host.take(room)
         if not events:
             return
         share = -(-(self._in_flight + len(events)) // len(self._workers))
@@ -188,7 +188,7 @@ class Workers:
             async with asyncio.timeout(START_TIME):
                 await read_frame(reader)
             self._workers.append(worker)
-            self._orders.rested()
+            self._host.rested()
             while True:
                 self._take_back(worker, await read_frame(reader))
         except (EOFError, TimeoutError):
@@ -207,18 +207,18 @@ class Workers:
             stored, handed_over_at = worker.held.pop(number)
             try:
                 if came is None:
-                    self._orders.failed(stored, FAULT)
+                    self._host.failed(stored, FAULT)
                 else:
                     answer = SUCCESS[came - 200] if isinstance(came, int) else came
-                    self._orders.answered(stored, answer, handed_over_at, now)
+                    self._host.answered(stored, answer, handed_over_at, now)
             except Exception:
                 log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                self._orders.failed(stored, FAULT)
+                self._host.failed(stored, FAULT)
             finally:
                 self._in_flight -= 1
         self._answered.set()
         self.look()
-        self._orders.rested()
+        self._host.rested()
 
     def _let_go(self, worker: _Worker, code: int) -> None:
         """Give back what a worker held when it ended."""
@@ -233,8 +233,8 @@ class Workers:
             events=len(worker.held),
         )
         for stored, _ in worker.held.values():
-            self._orders.lost(stored, "the relay worker that carried it ended")
-        self._orders.rested()
+            self._host.lost(stored, "the relay worker that carried it ended")
+        self._host.rested()
 
     def _end_stuck(self) -> None:
         """End a worker that has not answered for longer than any POST can take."""

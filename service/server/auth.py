@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.intake.callers import Caller, Callers
-from service.intake.token_bucket import Bucket
+from service.intake.token_bucket import TokenBucket
 from service.server import status
 
 AUTHORIZATION = "authorization"
@@ -17,11 +17,11 @@ class Admission:
 
     caller: str | None
     """Its name; None where there is no gate and nobody is asked."""
-    bucket: Bucket | None
+    bucket: TokenBucket | None
     """Its rate; None where it has no limit."""
 
 
-class Gate:
+class Authenticator:
     """The gate of one server."""
 
     def __init__(self, callers: Callable[[], Callers], now: Callable[[], float], count: Callable[[str], None]) -> None:
@@ -35,7 +35,7 @@ class Gate:
         self._callers = callers
         self._now = now
         self._count = count
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
         """Tell whose call this is, by the token in its metadata.
@@ -68,11 +68,11 @@ class Gate:
             raise status.not_allowed(caller.name, path)
         return Admission(caller.name, self._bucket(caller))
 
-    def _bucket(self, caller: Caller) -> Bucket | None:
+    def _bucket(self, caller: Caller) -> TokenBucket | None:
         """The bucket of a caller; all its calls share it, and it is a new one where the file gave it another rate."""
         if caller.events_per_second is None:
             return None
         bucket = self._buckets.get(caller.name)
         if bucket is None or (bucket.per_second, bucket.burst) != (caller.events_per_second, caller.burst):
-            bucket = self._buckets[caller.name] = Bucket(caller.events_per_second, caller.burst, self._now)
+            bucket = self._buckets[caller.name] = TokenBucket(caller.events_per_second, caller.burst, self._now)
         return bucket

@@ -17,9 +17,9 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxFullError
-from service.server.auth import Admission, Gate
+from service.server.auth import Admission, Authenticator
 from service.server.status import (
-    Fault,
+    StatusError,
     idle,
     outbox_full,
     over_rate,
@@ -36,9 +36,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
-CALLS_MOST = 10_000  # that are answered at a time, over all connections
-STREAM_AGE_MOST = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
-STREAM_IDLE_MOST = 600.0  # seconds
+MAX_CALLS = 10_000  # that are answered at a time, over all connections
+MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
+MAX_STREAM_IDLE = 600.0  # seconds
 END_OF_STREAM: object = grpc.aio.EOF
 NOBODY = Admission(None, None)  # who calls where there is no gate
 
@@ -51,7 +51,7 @@ class Calls:
     def __init__(
         self,
         *,
-        gate: Gate | None = None,
+        authenticator: Authenticator | None = None,
         metrics: RpcMetrics | None = None,
         access_log: AccessLog | None = None,
         tracing: Tracing | None = None,
@@ -59,12 +59,12 @@ class Calls:
         """Make it.
 
         Args:
-            gate: whom to let in; without it, everybody.
+            authenticator: whom to let in; without it, everybody.
             metrics: where calls are counted.
             access_log: where calls are logged.
             tracing: makes a span of each call.
         """
-        self.gate = gate
+        self.authenticator = authenticator
         self.access_log = access_log
         self.tracing = tracing
         self._metrics = metrics or RpcMetrics()
@@ -77,7 +77,7 @@ class Calls:
         return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
-        if self._active >= CALLS_MOST:
+        if self._active >= MAX_CALLS:
             raise too_many_calls()
         self._active += 1
         self._idle.clear()
@@ -127,8 +127,8 @@ class _Call:
         Raises:
             Fault: UNAUTHENTICATED or PERMISSION_DENIED.
         """
-        if (gate := self._method.calls.gate) is not None:
-            self.admission = gate.admit(self._context.invocation_metadata(), self._method.path)
+        if (authenticator := self._method.calls.authenticator) is not None:
+            self.admission = authenticator.admit(self._context.invocation_metadata(), self._method.path)
 
     def take_one(self) -> None:
         """Count it against its caller's rate.
@@ -145,7 +145,7 @@ class _Call:
         context = self._context
         if isinstance(error, OutboxFullError):
             error = outbox_full(error)
-        if isinstance(error, Fault):
+        if isinstance(error, StatusError):
             self._code = CODES[error.status.code].name
             await abort(context, error)
         if not isinstance(error, Exception) or context.done():
@@ -179,8 +179,8 @@ class Stream:
         admission: Admission,
         weigh: Callable[[bytes], int],
         *,
-        age_most: float = STREAM_AGE_MOST,
-        idle_most: float = STREAM_IDLE_MOST,
+        age_most: float = MAX_STREAM_AGE,
+        idle_most: float = MAX_STREAM_IDLE,
     ) -> None:
         """Make it, at its start.
 
@@ -321,7 +321,7 @@ def parse(message_class: type[Request], request: bytes) -> Request:
         raise unparsable(message_class.DESCRIPTOR.name) from error
 
 
-async def abort(context: Context, fault: Fault) -> None:
+async def abort(context: Context, fault: StatusError) -> None:
     """End a call with a fault: status, rich details, and the pushback that gRPC's own retries obey."""
     trailing = [("grpc-status-details-bin", fault.status.SerializeToString())]
     if fault.retry_after is not None:

@@ -16,12 +16,12 @@ from service.server.calls import Calls, Context, parse, unary
 
 SERVICE_NAME = "pointillist_destination.v1.DeadLetterService"
 PAGE_SIZE = 100
-PAGE_SIZE_MOST = 1000
+MAX_PAGE_SIZE = 1000
 PAGE_TOKEN = re.compile("[0-9]{1,18}")  # an id, and small enough for SQLite
-PAGE_BYTES_MOST = (
+MAX_PAGE_BYTES = (
     2 * 1024 * 1024
 )  # of dead letters in one page, so that the answer stays below what clients read by default
-IDS_MOST = 10_000  # in one filter
+MAX_IDS = 10_000  # in one filter
 
 Choice: TypeAlias = dead_letter_service_pb2.ReplayRequest | dead_letter_service_pb2.DeleteRequest
 
@@ -43,8 +43,8 @@ class DeadLetterService:
         """List a page."""
         parsed = parse(dead_letter_service_pb2.ListRequest, request)
         found = _filter_violations(parsed.filter)
-        if parsed.page_size > PAGE_SIZE_MOST:
-            found.append(Violation("page_size", f"is {parsed.page_size}; 1 to {PAGE_SIZE_MOST} are allowed"))
+        if parsed.page_size > MAX_PAGE_SIZE:
+            found.append(Violation("page_size", f"is {parsed.page_size}; 1 to {MAX_PAGE_SIZE} are allowed"))
         if parsed.page_token and not PAGE_TOKEN.fullmatch(parsed.page_token):
             found.append(Violation("page_token", "is not the next_page_token of an earlier page"))
         if found:
@@ -58,7 +58,7 @@ class DeadLetterService:
         for letter in letters:
             message = _message(letter)
             size += message.ByteSize()
-            if len(response.dead_letters) == limit or (response.dead_letters and size > PAGE_BYTES_MOST):
+            if len(response.dead_letters) == limit or (response.dead_letters and size > MAX_PAGE_BYTES):
                 response.next_page_token = str(response.dead_letters[-1].id)
                 break
             response.dead_letters.append(message)
@@ -106,8 +106,8 @@ def _choice(request: Choice) -> DeadLetterFilter:
 
 def _filter_violations(given: dead_letter_service_pb2.DeadLetterFilter) -> list[Violation]:
     found = []
-    if len(given.ids) > IDS_MOST:
-        found.append(Violation("filter.ids", f"has {len(given.ids)} ids; {IDS_MOST} are allowed"))
+    if len(given.ids) > MAX_IDS:
+        found.append(Violation("filter.ids", f"has {len(given.ids)} ids; {MAX_IDS} are allowed"))
     if given.HasField("since"):
         found += timestamp_violations("filter.since", given.since)
     if given.HasField("until"):

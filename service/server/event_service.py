@@ -24,10 +24,10 @@ from service.events.validation import Violation, violations
 from service.intake.byte_budget import ByteBudget, StreamBudget
 from service.mapping.mapping import Mapping
 from service.outbox.base import Entry, Outbox
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.server import status
 from service.server.calls import END_OF_STREAM, Calls, Context, Stream, parse, stream, unary
-from service.server.status import Fault, cut
+from service.server.status import StatusError, cut
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL
 
@@ -35,14 +35,14 @@ SERVICE_NAME = "pointillist_destination.v1.EventService"
 BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
 # In one request. An answer stays below the 4 MiB that clients read by default: 1 MiB of rejections with their details,
 # and 10,000 without, of 200 bytes each at most, are less than 3 MiB.
-BATCH_EVENTS_MOST = 10_000
-REJECTIONS_MOST = 1024 * 1024  # bytes of rejections in one answer, after which they come without details
-MESSAGE_ID_BYTES_MOST = 400  # of a rejection's message_id: any that is allowed is whole, one that is too long is cut
-SHORT_MESSAGE_ID_MOST = 100  # bytes, in a rejection without details
-SHORT_MESSAGE_MOST = 80  # bytes, in a rejection without details
-BATCH_BYTES_MOST = 64 * 1024 * 1024  # of requests that were read and answers that are not written yet, over all streams
-UNWRITTEN_MOST = 1024 * 1024  # bytes of one stream's answers that wait to be written, after which it is read no further
-FULL_PAUSE_MOST = 0.1  # seconds before a batch that found no room looks again
+MAX_BATCH_EVENTS = 10_000
+MAX_REJECTIONS = 1024 * 1024  # bytes of rejections in one answer, after which they come without details
+MAX_MESSAGE_ID_BYTES = 400  # of a rejection's message_id: any that is allowed is whole, one that is too long is cut
+MAX_SHORT_MESSAGE_ID = 100  # bytes, in a rejection without details
+MAX_SHORT_MESSAGE = 80  # bytes, in a rejection without details
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # of requests that were read and answers that are not written yet, over all streams
+MAX_UNWRITTEN = 1024 * 1024  # bytes of one stream's answers that wait to be written, after which it is read no further
+MAX_FULL_PAUSE = 0.1  # seconds before a batch that found no room looks again
 TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
 IDENTIFY_KEY = b"\x0a"  # field 1 of Event, length-delimited
 
@@ -57,7 +57,7 @@ class EventService:
         *,
         outbox: Outbox,
         mapping: Callable[[], Mapping],
-        deliveries: Deliveries,
+        deliveries: DeliveryWaiters,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -78,7 +78,7 @@ class EventService:
         self._draining = asyncio.Event()
         self._waiting_for_room = asyncio.Lock()
         self._reading: set[asyncio.Future[bytes]] = set()
-        self._budget = ByteBudget(BATCH_BYTES_MOST)
+        self._budget = ByteBudget(MAX_BATCH_BYTES)
 
     def drain(self) -> None:
         """Take nothing new: streams answer what they have read and end."""
@@ -172,7 +172,7 @@ class EventService:
     async def batch_send(self, both: Stream) -> None:
         """Take batches. One task reads ahead; answers are written in the order of the requests."""
         answers: asyncio.Queue[_Answer | None] = asyncio.Queue(BATCHES_AHEAD)
-        budget = StreamBudget(self._budget, UNWRITTEN_MOST)
+        budget = StreamBudget(self._budget, MAX_UNWRITTEN)
         reader = asyncio.create_task(self._read(both, answers, budget))
         try:
             while (answer := await answers.get()) is not None:
@@ -227,8 +227,8 @@ class EventService:
             frame = read_batch(request)
         except DecodeError as error:
             raise status.unparsable("BatchSendRequest") from error
-        if len(frame.events) > BATCH_EVENTS_MOST:
-            too_many = f"has {len(frame.events)} events; {BATCH_EVENTS_MOST} are allowed in one request"
+        if len(frame.events) > MAX_BATCH_EVENTS:
+            too_many = f"has {len(frame.events)} events; {MAX_BATCH_EVENTS} are allowed in one request"
             raise status.invalid([Violation("events", too_many)])
         response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
         entries: list[Entry] = []
@@ -238,7 +238,7 @@ class EventService:
             try:
                 entry = _entry(payload, accepted_at, traceparent)
             except _RejectedError as rejected:
-                rejection = rejected.rejection(index, is_short=size >= REJECTIONS_MOST)
+                rejection = rejected.rejection(index, is_short=size >= MAX_REJECTIONS)
                 size += rejection.ByteSize()
                 response.rejections.append(rejection)
                 continue
@@ -280,7 +280,7 @@ class EventService:
                 try:
                     return await self._outbox.put(entries)
                 except OutboxFullError as error:
-                    await self._unless_draining(asyncio.sleep(min(error.retry_after, FULL_PAUSE_MOST)))
+                    await self._unless_draining(asyncio.sleep(min(error.retry_after, MAX_FULL_PAUSE)))
 
     async def _unless_draining(self, awaitable: Awaitable[object]) -> None:
         """Await something.
@@ -299,7 +299,7 @@ class EventService:
             draining.cancel()
             task.cancel()
 
-    def _rejected(self, found: list[Violation]) -> Fault:
+    def _rejected(self, found: list[Violation]) -> StatusError:
         self._metrics.events["rejected"].inc()
         return status.invalid(found)
 
@@ -328,10 +328,10 @@ class _RejectedError(Exception):
     def rejection(self, index: int, *, is_short: bool) -> event_service_pb2.Rejection:
         """As an answer has it; a short one has neither details nor long texts."""
         if not is_short:
-            message_id = cut(self.message_id, MESSAGE_ID_BYTES_MOST)
+            message_id = cut(self.message_id, MAX_MESSAGE_ID_BYTES)
             return event_service_pb2.Rejection(index=index, message_id=message_id, status=self.status)
-        message_id = cut(self.message_id, SHORT_MESSAGE_ID_MOST)
-        status = status_pb2.Status(code=self.status.code, message=cut(self.status.message, SHORT_MESSAGE_MOST))
+        message_id = cut(self.message_id, MAX_SHORT_MESSAGE_ID)
+        status = status_pb2.Status(code=self.status.code, message=cut(self.status.message, MAX_SHORT_MESSAGE))
         return event_service_pb2.Rejection(index=index, message_id=message_id, status=status)
 
 

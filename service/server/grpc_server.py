@@ -11,50 +11,50 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from service.config.settings import Listen, Settings
 from service.errors import SettingsError
-from service.server.auth import Gate
+from service.server.auth import Authenticator
 from service.server.calls import abort
 from service.server.health import Health
-from service.server.status import Fault
+from service.server.status import StatusError
 from service.server.tls import TlsFiles
 
-MESSAGE_SIZE_MOST = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
-STREAMS_MOST = 1000  # calls at a time on one connection; more wait in the caller
-PING_INTERVAL_LEAST = 5_000  # milliseconds; ordinary clients ping every 10 s or more
+MAX_MESSAGE_SIZE = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
+MAX_STREAMS = 1000  # calls at a time on one connection; more wait in the caller
+MIN_PING_INTERVAL = 5_000  # milliseconds; ordinary clients ping every 10 s or more
 KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find connections that died silently
 KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 # After this a caller is asked to connect anew, so that callers spread over replicas that were added; gRPC spreads it by
 # a tenth either way. What is under way goes on meanwhile: the grace is longer than the rest of a stream's life
-# (rpc.STREAM_AGE_MOST) and the time for which it may be idle, so that no call is cut.
-CONNECTION_AGE_MOST = 30 * 60_000  # milliseconds
+# (rpc.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
+MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
-    ("grpc.max_receive_message_length", MESSAGE_SIZE_MOST),
-    ("grpc.max_concurrent_streams", STREAMS_MOST),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_connection_age_ms", CONNECTION_AGE_MOST),
+    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE),
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_LEAST),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL),
 )
 
 
 class _Reflection(ReflectionServicer):
     """Reflection for callers that the gate knows."""
 
-    def __init__(self, names: Iterable[str], gate: Gate) -> None:
+    def __init__(self, names: Iterable[str], authenticator: Authenticator) -> None:
         super().__init__(names)
-        self._gate = gate
+        self._authenticator = authenticator
 
     async def ServerReflectionInfo(  # type: ignore[override]  # noqa: N802  gRPC's name; its stubs mistake it
         self, request_iterator: Any, unused_context: Any
     ) -> AsyncIterator[Any]:
         """Answer each request."""
         try:
-            self._gate.identify(unused_context.invocation_metadata())
-        except Fault as fault:
+            self._authenticator.identify(unused_context.invocation_metadata())
+        except StatusError as fault:
             await abort(unused_context, fault)
         answers: Any = super().ServerReflectionInfo(request_iterator, unused_context)
         async for answer in answers:
@@ -67,7 +67,7 @@ def make_server(
     health: Health,
     *,
     reflect: bool,
-    gate: Gate | None = None,
+    authenticator: Authenticator | None = None,
 ) -> grpc.aio.Server:
     """Make a server of services; it listens nowhere yet.
 
@@ -76,18 +76,18 @@ def make_server(
         names: the services' full names, for reflection.
         health: its health.
         reflect: whether clients may ask for the contract.
-        gate: whom to let ask; without it, everybody.
+        authenticator: whom to let ask; without it, everybody.
     """
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(tuple(handlers))
     health.add_to(server)
     if reflect:
         shown = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        if gate is None:
+        if authenticator is None:
             reflection.enable_server_reflection(shown, server)
         else:
             add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-            add_reflection(_Reflection(shown, gate), server)
+            add_reflection(_Reflection(shown, authenticator), server)
     return server
 
 

@@ -9,17 +9,17 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from service.errors import OutboxFullError
-from service.events.validation import VIOLATIONS_MOST, Violation
+from service.events.validation import MAX_VIOLATIONS, Violation
 from service.outbox.base import Refusal
 
 # A client refuses trailing metadata of more than 8 kB, by default, and then sees no status of ours. In there a status
 # grows by a third (base64), and its message, which is there once more, at most threefold (percent-encoding):
 # 4096 * 4 / 3 + 300 * 3 is 6.4 kB.
-STATUS_MOST = 4096  # bytes of a serialised google.rpc.Status
-MESSAGE_MOST = 300  # bytes of its message
-BAD_REQUEST_MOST = 3072  # bytes of a BadRequest, which leaves room for the other details
-DESCRIPTION_MOST = 300  # bytes of one violation's description
-REFUSAL_MOST = 200  # bytes of Pointillist's own words; the dead letter keeps them whole
+MAX_STATUS = 4096  # bytes of a serialised google.rpc.Status
+MAX_MESSAGE = 300  # bytes of its message
+MAX_BAD_REQUEST = 3072  # bytes of a BadRequest, which leaves room for the other details
+MAX_DESCRIPTION = 300  # bytes of one violation's description
+MAX_REFUSAL = 200  # bytes of Pointillist's own words; the dead letter keeps them whole
 
 DOMAIN = "pointillist-destination"
 OVERLOAD_RETRY_DELAY = 0.5  # seconds
@@ -35,7 +35,7 @@ def cut(text: str, most_bytes: int) -> str:
     return encoded[: most_bytes - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
 
 
-class Fault(Exception):  # noqa: N818  # it is not an error of this service but an answer to a caller
+class StatusError(Exception):  # it is not an error of this service but an answer to a caller
     """An answer other than OK.
 
     Args:
@@ -57,7 +57,7 @@ class Fault(Exception):  # noqa: N818  # it is not an error of this service but 
         metadata: dict[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        message = cut(message, MESSAGE_MOST)
+        message = cut(message, MAX_MESSAGE)
         super().__init__(message)
         self.retry_after = retry_after
         self.status = status_pb2.Status(code=code, message=message)
@@ -74,14 +74,14 @@ class Fault(Exception):  # noqa: N818  # it is not an error of this service but 
         return round((self.retry_after or 0) * 1000)
 
 
-def invalid(violations: list[Violation]) -> Fault:
+def invalid(violations: list[Violation]) -> StatusError:
     """INVALID_ARGUMENT for faults of the request's fields: as many at once as an answer has room for."""
     bad_request = error_details_pb2.BadRequest()
     for told, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=cut(description, DESCRIPTION_MOST)
+            field=field, description=cut(description, MAX_DESCRIPTION)
         )
-        if bad_request.ByteSize() + violation.ByteSize() > BAD_REQUEST_MOST:
+        if bad_request.ByteSize() + violation.ByteSize() > MAX_BAD_REQUEST:
             left = len(violations) - told
             bad_request.field_violations.add(description=f"at least {left} more, left out to keep this answer short")
             break
@@ -89,12 +89,12 @@ def invalid(violations: list[Violation]) -> Fault:
     field, description = violations[0]
     message = f"{field} {description}" if field else description
     if len(violations) > 1:
-        many = f"{len(violations)}" if len(violations) <= VIOLATIONS_MOST else f"more than {VIOLATIONS_MOST}"
+        many = f"{len(violations)}" if len(violations) <= MAX_VIOLATIONS else f"more than {MAX_VIOLATIONS}"
         message = f"{many} faults; the first: {message}"
-    return Fault(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+    return StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
 
 
-def unparsable(type_name: str) -> Fault:
+def unparsable(type_name: str) -> StatusError:
     """INVALID_ARGUMENT for bytes that are not the message they should be."""
     description = (
         f"the bytes are not a {type_name}: they are cut off, hold text that is not UTF-8, or nest deeper than"
@@ -102,33 +102,37 @@ def unparsable(type_name: str) -> Fault:
     )
     bad_request = error_details_pb2.BadRequest()
     bad_request.field_violations.add(field="", description=description)
-    return Fault(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
+    return StatusError(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
 
 
-def outbox_full(error: OutboxFullError) -> Fault:
+def outbox_full(error: OutboxFullError) -> StatusError:
     """UNAVAILABLE while there is no room."""
-    return Fault(code_pb2.UNAVAILABLE, "OUTBOX_FULL", f"not accepted: {error}", retry_after=error.retry_after)
+    return StatusError(code_pb2.UNAVAILABLE, "OUTBOX_FULL", f"not accepted: {error}", retry_after=error.retry_after)
 
 
-def shutting_down(message: str = "the server is shutting down") -> Fault:
+def shutting_down(message: str = "the server is shutting down") -> StatusError:
     """UNAVAILABLE because the server ends."""
-    return Fault(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=SHUTDOWN_RETRY_DELAY)
+    return StatusError(code_pb2.UNAVAILABLE, "SHUTTING_DOWN", message, retry_after=SHUTDOWN_RETRY_DELAY)
 
 
-def idle(seconds: float) -> Fault:
+def idle(seconds: float) -> StatusError:
     """UNAVAILABLE for a stream on which nothing came for long."""
-    return Fault(code_pb2.UNAVAILABLE, "IDLE", f"nothing came for {seconds:.0f} s; open a new stream", retry_after=0.0)
+    return StatusError(
+        code_pb2.UNAVAILABLE, "IDLE", f"nothing came for {seconds:.0f} s; open a new stream", retry_after=0.0
+    )
 
 
-def too_many_calls() -> Fault:
+def too_many_calls() -> StatusError:
     """UNAVAILABLE while too many calls are being answered."""
-    return Fault(code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", "too many calls at a time", retry_after=OVERLOAD_RETRY_DELAY)
+    return StatusError(
+        code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", "too many calls at a time", retry_after=OVERLOAD_RETRY_DELAY
+    )
 
 
-def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:
+def refused_by_pointillist(message_id: str, refusal: Refusal) -> StatusError:
     """FAILED_PRECONDITION because Pointillist will never take the event."""
-    detail = cut(refusal.detail, REFUSAL_MOST)
-    return Fault(
+    detail = cut(refusal.detail, MAX_REFUSAL)
+    return StatusError(
         code_pb2.FAILED_PRECONDITION,
         "REFUSED_BY_POINTILLIST",
         f"Pointillist refused the event ({refusal.reason}): {detail}; it is a dead letter now",
@@ -136,9 +140,9 @@ def refused_by_pointillist(message_id: str, refusal: Refusal) -> Fault:
     )
 
 
-def deadline_passed(message_id: str) -> Fault:
+def deadline_passed(message_id: str) -> StatusError:
     """DEADLINE_EXCEEDED because the event was not delivered before the caller's deadline."""
-    return Fault(
+    return StatusError(
         code_pb2.DEADLINE_EXCEEDED,
         "NOT_DELIVERED_YET",
         "the event is on disk and will be delivered, but was not before the deadline",
@@ -146,38 +150,38 @@ def deadline_passed(message_id: str) -> Fault:
     )
 
 
-def unforeseen() -> Fault:
+def unforeseen() -> StatusError:
     """INTERNAL for a fault of ours; its traceback is in the log."""
-    return Fault(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")
+    return StatusError(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")
 
 
-def stream_too_old(seconds: float) -> Fault:
+def stream_too_old(seconds: float) -> StatusError:
     """UNAVAILABLE for a stream that has lived long enough, so that callers spread over new replicas too."""
     message = f"a stream ends after {seconds / 60:.0f} minutes; open a new one, and go on with what is unanswered"
-    return Fault(code_pb2.UNAVAILABLE, "STREAM_TOO_OLD", message, retry_after=0.0)
+    return StatusError(code_pb2.UNAVAILABLE, "STREAM_TOO_OLD", message, retry_after=0.0)
 
 
-def no_token() -> Fault:
+def no_token() -> StatusError:
     """UNAUTHENTICATED for a call without a token."""
     message = "no token: send the metadata authorization with the value 'Bearer TOKEN'"
-    return Fault(code_pb2.UNAUTHENTICATED, "NO_TOKEN", message)
+    return StatusError(code_pb2.UNAUTHENTICATED, "NO_TOKEN", message)
 
 
-def unknown_token() -> Fault:
+def unknown_token() -> StatusError:
     """UNAUTHENTICATED for a token that is nobody's; the message does not repeat it."""
     message = "the token is nobody's: expected the metadata authorization with the value 'Bearer TOKEN'"
-    return Fault(code_pb2.UNAUTHENTICATED, "UNKNOWN_TOKEN", message)
+    return StatusError(code_pb2.UNAUTHENTICATED, "UNKNOWN_TOKEN", message)
 
 
-def not_allowed(caller: str, path: str) -> Fault:
+def not_allowed(caller: str, path: str) -> StatusError:
     """PERMISSION_DENIED for a caller that may call other methods, but not this one."""
     message = f"{caller} may not call {path.lstrip('/')}; an operator can allow it in the callers file"
-    return Fault(code_pb2.PERMISSION_DENIED, "NOT_ALLOWED", message, metadata={"caller": caller})
+    return StatusError(code_pb2.PERMISSION_DENIED, "NOT_ALLOWED", message, metadata={"caller": caller})
 
 
-def over_rate(caller: str, per_second: float, retry_after: float) -> Fault:
+def over_rate(caller: str, per_second: float, retry_after: float) -> StatusError:
     """RESOURCE_EXHAUSTED for a caller over its own rate."""
     message = f"{caller} is over its rate of {per_second:g} events a second"
-    return Fault(
+    return StatusError(
         code_pb2.RESOURCE_EXHAUSTED, "OVER_RATE", message, metadata={"caller": caller}, retry_after=retry_after
     )

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import structlog
 
-OK_LINES_MOST = 10  # a second and method
-FAILED_LINES_MOST = 100  # a second and method
+MAX_OK_LINES = 10  # a second and method
+MAX_FAILED_LINES = 100  # a second and method
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class AccessLog:
         allowance = self._allowances.setdefault((path, is_ok), _Allowance())
         second = int(self._now())
         if second != allowance.second:
-            allowance.second, allowance.left = second, OK_LINES_MOST if is_ok else FAILED_LINES_MOST
+            allowance.second, allowance.left = second, MAX_OK_LINES if is_ok else MAX_FAILED_LINES
         if allowance.left == 0:
             allowance.suppressed += 1
             return

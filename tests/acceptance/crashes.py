@@ -21,14 +21,14 @@ from tests.support.waiting import until
 
 LONERS = 8  # clients with one event at a time
 STREAMS = 2  # clients with batches
-BATCH_MOST = 40  # events in a batch
+MAX_BATCH = 40  # events in a batch
 BATCHES_AHEAD = 4  # batches of a stream that wait for their answers
-SENT_MOST = 1200  # new events in one life of the server, so that the backlog at the end is no larger than it must be
-ACCEPTED_MOST = 800  # events accepted in one life of the server, about
-TAKEN_MOST = 100  # records that Pointillist takes in one life of the server, about
-LIFE_MOST = 1.0  # seconds from the `serving` line to the kill
+MAX_SENT = 1200  # new events in one life of the server, so that the backlog at the end is no larger than it must be
+MAX_ACCEPTED = 800  # events accepted in one life of the server, about
+MAX_TAKEN = 100  # records that Pointillist takes in one life of the server, about
+MAX_LIFE = 1.0  # seconds from the `serving` line to the kill
 STILLBORN_SHARE = 0.15  # of all lives, those that end before they serve, or just when they do
-STILLBORN_MOST = 1.2  # seconds
+MAX_STILLBORN = 1.2  # seconds
 KEEP = 1_000_000  # records that the sandbox keeps between two kills
 DRAIN_DEADLINE = 300.0  # seconds from the end of the faults to an empty outbox
 ANSWER_DEADLINE = 30.0  # seconds for any answer
@@ -99,7 +99,7 @@ async def send_batches(stub: Stub, ledger: Ledger, server: ServerProcess, most: 
     try:
         while pending or ledger.sent < most:
             while len(pending) < BATCHES_AHEAD and ledger.sent < most:
-                numbers = [ledger.draw() for _ in range(ledger.random.randint(1, BATCH_MOST))]
+                numbers = [ledger.draw() for _ in range(ledger.random.randint(1, MAX_BATCH))]
                 pending.append(numbers)
                 events = [ledger.events.event(number) for number in numbers]
                 sequence = first + len(pending) - 1
@@ -177,7 +177,7 @@ class CrashRun:
         try:
             if self._random.random() < STILLBORN_SHARE:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._random.uniform(0, STILLBORN_MOST)):
+                    async with asyncio.timeout(self._random.uniform(0, MAX_STILLBORN)):
                         await server.serving()
             else:
                 await server.serving()
@@ -189,10 +189,10 @@ class CrashRun:
         self.after_kill()
 
     async def _send_until_killed(self, server: ServerProcess, sandbox: Sandbox) -> None:
-        before, most = len(self.ledger.accepted), self.ledger.sent + SENT_MOST
-        accepted, taken = self._random.randrange(ACCEPTED_MOST), TAKEN_MOST
+        before, most = len(self.ledger.accepted), self.ledger.sent + MAX_SENT
+        accepted, taken = self._random.randrange(MAX_ACCEPTED), MAX_TAKEN
         if self._random.random() < 0.5:
-            accepted, taken = ACCEPTED_MOST, self._random.randrange(TAKEN_MOST)
+            accepted, taken = MAX_ACCEPTED, self._random.randrange(MAX_TAKEN)
 
         def is_time() -> bool:
             # What Pointillist has taken while its answer is on its way comes again in the next life.
@@ -205,7 +205,7 @@ class CrashRun:
             for _ in range(STREAMS):
                 clients.create_task(send_batches(stub, self.ledger, server, most))
             with contextlib.suppress(TimeoutError):
-                await until(is_time, LIFE_MOST)
+                await until(is_time, MAX_LIFE)
             assert server.is_running, "the server ended by itself:\n" + "\n".join(server.log)
             await server.kill()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from pointillist_destination.v1 import event_service_pb2
-from service.outbox.jetstream.streams import ACK_WAIT_LEAST, Plan
+from service.outbox.jetstream.streams import MIN_ACK_WAIT, Plan
 from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.crashes import DRAIN_DEADLINE, connected, draw_behaviour, running_sandbox, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
@@ -25,15 +25,15 @@ from tests.acceptance.replica_clients import ReplicaClients
 from tests.support.nats_cluster import NatsNodes, Streams, nats_nodes, streams_of
 from tests.support.waiting import until
 
-SENT_MOST = 600  # new events between two kills, and as many while something is away
-TAKEN_MOST = 60  # records that Pointillist takes between two kills, about
-LIFE_MOST = 1.0  # seconds from the return of what was killed to the next kill
-AWAY_MOST = 0.5  # seconds for which what was killed stays away, and longer by what a start takes
+MAX_SENT = 600  # new events between two kills, and as many while something is away
+MAX_TAKEN = 60  # records that Pointillist takes between two kills, about
+MAX_LIFE = 1.0  # seconds from the return of what was killed to the next kill
+MAX_AWAY = 0.5  # seconds for which what was killed stays away, and longer by what a start takes
 NATS_SHARE = 0.4  # of the kills, those of a nats-server
-ACK_WAIT = float(ACK_WAIT_LEAST)  # seconds after which JetStream gives what a dead relay had to another
-STOPPED_LEAST = 1.0  # seconds for which a server is stopped
-STOPPED_MOST = 1.6 * ACK_WAIT  # seconds
-STREAM_REPLICAS_MOST = 3
+ACK_WAIT = float(MIN_ACK_WAIT)  # seconds after which JetStream gives what a dead relay had to another
+MIN_STOPPED = 1.0  # seconds for which a server is stopped
+MAX_STOPPED = 1.6 * ACK_WAIT  # seconds
+MAX_STREAM_REPLICAS = 3
 
 
 @dataclass
@@ -71,7 +71,7 @@ class NatsCrashRun:
     async def run(self, kills: int, progress: Callable[["NatsCrashRun"], None] = lambda _: None) -> Verdict:
         """Kill so often, then wait until the outbox is empty, see that an event flows, and judge."""
         start = time.monotonic()
-        plan = Plan("ORACLE", replicas=min(self.nodes, STREAM_REPLICAS_MOST))
+        plan = Plan("ORACLE", replicas=min(self.nodes, MAX_STREAM_REPLICAS))
         async with (
             running_sandbox(seed=self.seed) as sandbox,
             nats_nodes(self.folder, self.nodes) as nats,
@@ -115,23 +115,23 @@ class NatsCrashRun:
     async def _live(self, sandbox: Sandbox) -> None:
         """Let clients send and Pointillist take, up to a moment that is drawn."""
         sandbox.behaviour = draw_behaviour(self._random)
-        self.clients.allow(SENT_MOST)
+        self.clients.allow(MAX_SENT)
         before, taken_before = len(self.ledger.accepted), sandbox.taken
-        accepted, taken = self._random.randrange(SENT_MOST), self._random.randrange(TAKEN_MOST)
+        accepted, taken = self._random.randrange(MAX_SENT), self._random.randrange(MAX_TAKEN)
 
         def is_time() -> bool:
             # What Pointillist has taken while its answer is on its way comes again if it is the relay that is killed.
             is_delivering = sandbox.taken - taken_before >= taken and sandbox.in_flight > 0
             return is_delivering or len(self.ledger.accepted) - before >= accepted
 
-        await _until_or_late(is_time, LIFE_MOST)
+        await _until_or_late(is_time, MAX_LIFE)
 
     async def _fell_one(self, nats: NatsNodes, number: int) -> None:
         """Kill or stop one server, leave it away for a moment, and have it go on.
 
         However few times there are, the first is the kill of a nats-server, and the second that of a replica.
         """
-        self.clients.allow(SENT_MOST)
+        self.clients.allow(MAX_SENT)
         is_nats = number == 0 if number < 2 else self._random.random() < NATS_SHARE
         is_stop = number >= 2 and self._random.random() < self.stop_share
         node, place = self._random.choice(nats.nodes), self._random.randrange(len(self.roles))
@@ -150,7 +150,7 @@ class NatsCrashRun:
         """Have a process do nothing for a while, of which nobody is told."""
         assert process is not None
         process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(self._random.uniform(STOPPED_LEAST, STOPPED_MOST))  # it is the fault, and not a wait for it
+        await asyncio.sleep(self._random.uniform(MIN_STOPPED, MAX_STOPPED))  # it is the fault, and not a wait for it
         process.send_signal(signal.SIGCONT)
 
     async def _kill_replica(self, place: int) -> None:
@@ -162,8 +162,8 @@ class NatsCrashRun:
 
     async def _stay_away(self) -> None:
         """Let clients meet what is missing."""
-        most = self.ledger.sent + SENT_MOST // 2
-        await _until_or_late(lambda: self.ledger.sent >= most, self._random.uniform(0, AWAY_MOST))
+        most = self.ledger.sent + MAX_SENT // 2
+        await _until_or_late(lambda: self.ledger.sent >= most, self._random.uniform(0, MAX_AWAY))
 
     async def _recover(self, sandbox: Sandbox, streams: Streams) -> None:
         """No more faults."""

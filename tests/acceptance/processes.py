@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "-m", "service", "serve")
 TOKEN = "acceptance-token"
 START_DEADLINE = 30.0  # seconds from the start of a process to its `serving` line
 STOP_DEADLINE = 30.0  # seconds from SIGTERM to the end of a process
-LOG_LINE_MOST = 1024 * 1024  # bytes; a traceback is one line
+MAX_LOG_LINE = 1024 * 1024  # bytes; a traceback is one line
 LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
 LOG_LINES_KEPT = 200  # of a process, for what is said when it fails
 PAGE_SIZE = 1000  # dead letters a page
@@ -86,7 +86,7 @@ class ServerProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            limit=LOG_LINE_MOST,
+            limit=MAX_LOG_LINE,
         )
         return cls(process)
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import grpc
 
 from pointillist_destination.v1 import event_service_pb2
-from tests.acceptance.crashes import BATCH_MOST, BATCHES_AHEAD, Stub, connected, send_one
+from tests.acceptance.crashes import BATCHES_AHEAD, MAX_BATCH, Stub, connected, send_one
 from tests.acceptance.oracle import Ledger
 from tests.acceptance.processes import ServerProcess
 from tests.support.servers import failed
 
 LONERS = 6  # clients with one event at a time
 STREAMS = 2  # clients with batches
-RETRY_MOST = 0.5  # seconds that a client lets pass when it is told to try again, at most
+MAX_RETRY = 0.5  # seconds that a client lets pass when it is told to try again, at most
 
 
 class ReplicaClients:
@@ -90,7 +90,7 @@ class ReplicaClients:
         assert told.code is grpc.StatusCode.UNAVAILABLE, error
         assert told.retry_after is not None, error
         self.refused += 1
-        await asyncio.sleep(min(told.retry_after, RETRY_MOST))
+        await asyncio.sleep(min(told.retry_after, MAX_RETRY))
 
     async def _send_batches(self, stub: Stub, server: ServerProcess) -> None:
         """Send batches, some ahead of their answers, until the replica is killed: nothing else ends a stream."""
@@ -100,7 +100,7 @@ class ReplicaClients:
         try:
             while (pending or not self._over) and not server.is_killed:
                 while len(pending) < BATCHES_AHEAD and self._may_send:
-                    numbers = [self._ledger.draw() for _ in range(self._ledger.random.randint(1, BATCH_MOST))]
+                    numbers = [self._ledger.draw() for _ in range(self._ledger.random.randint(1, MAX_BATCH))]
                     pending.append(numbers)
                     events = [self._ledger.events.event(number) for number in numbers]
                     sequence = first + len(pending) - 1

@@ -32,12 +32,12 @@ from tests.acceptance.test_power_loss import large_entry
 from tests.support.clock import HandClock
 
 MIB = 1024 * 1024
-FILE_MOST = 3 * MIB  # what a file of the limited server may grow to
+MAX_FILE = 3 * MIB  # what a file of the limited server may grow to
 SMALL_DISK = 8 * MIB
 LARGE_DISK = 64 * MIB  # the floor is looked at twice a second, so it has to be high above what comes in meanwhile
 FLOOR = LARGE_DISK // 2 - 8 * MIB  # half the disk is somebody else's
-TEXT_MOST = 1500  # words in an event, so that not many are needed
-SENT_MOST = 20_000  # events after which the disk should have been full long ago
+MAX_TEXT = 1500  # words in an event, so that not many are needed
+MAX_SENT = 20_000  # events after which the disk should have been full long ago
 BATCH = 20  # events
 RECOVERY_DEADLINE = 20.0  # seconds from new room to the first OK
 
@@ -64,10 +64,10 @@ class Caller:
 
     async def send_until_refused(self) -> grpc.aio.AioRpcError:
         """Send until the server takes no more; returns what it said."""
-        for _ in range(SENT_MOST):
+        for _ in range(MAX_SENT):
             if (error := await self.send()) is not None:
                 return error
-        raise AssertionError(f"{SENT_MOST} events were taken, and the disk was never full")
+        raise AssertionError(f"{MAX_SENT} events were taken, and the disk was never full")
 
     async def send_until_taken(self) -> None:
         """Send until the server takes one again."""
@@ -124,7 +124,7 @@ async def scene(outbox: Path, **settings: str) -> AsyncIterator[Scene]:
         server = await ServerProcess.start(settings_for(outbox, sandbox, **settings))
         try:
             async with connected(server) as stub:
-                ledger = Ledger(Events("full", TEXT_MOST), Random(0))
+                ledger = Ledger(Events("full", MAX_TEXT), Random(0))
                 yield Scene(sandbox, server, Caller(stub, ledger))
                 await server.stop()
         finally:
@@ -143,7 +143,7 @@ def limit_files(server: ServerProcess, size: int) -> None:
 async def test_callers_are_told_to_come_again_while_the_file_cannot_grow_and_nothing_is_lost(tmp_path: Path) -> None:
     async with scene(tmp_path / "outbox.db") as full:
         # given
-        limit_files(full.server, FILE_MOST)
+        limit_files(full.server, MAX_FILE)
 
         # when
         error = await full.caller.send_until_refused()
@@ -160,10 +160,10 @@ async def test_what_was_acknowledged_before_the_file_could_not_grow_outlives_a_k
     async with running_sandbox(Behaviour({"503": 1.0})) as sandbox:
         settings = settings_for(tmp_path / "outbox.db", sandbox)
         server = await ServerProcess.start(settings)
-        ledger = Ledger(Events("full", TEXT_MOST), Random(0))
+        ledger = Ledger(Events("full", MAX_TEXT), Random(0))
         try:
             # given
-            limit_files(server, FILE_MOST)
+            limit_files(server, MAX_FILE)
             async with connected(server) as stub:
                 await Caller(stub, ledger).send_until_refused()
 
@@ -182,9 +182,9 @@ async def test_what_was_acknowledged_before_the_file_could_not_grow_outlives_a_k
 async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail(tmp_path: Path) -> None:
     async with scene(tmp_path / "outbox.db") as full:
         caller, ledger = full.caller, full.caller.ledger
-        limit_files(full.server, FILE_MOST)
+        limit_files(full.server, MAX_FILE)
         await caller.send_until_refused()
-        limit_files(full.server, FILE_MOST // 2)  # so that a smaller event does not fit either
+        limit_files(full.server, MAX_FILE // 2)  # so that a smaller event does not fit either
 
         # given
         numbers = range(ledger.sent + 1, ledger.sent + 1 + BATCH)
@@ -286,12 +286,12 @@ async def test_an_outbox_that_filled_its_disk_to_the_floor_takes_events_again_on
         tmp_path / "outbox.db",
         clock=clock,
         window=3600.0,
-        window_ids=SENT_MOST,
+        window_ids=MAX_SENT,
         retry_max_delay=1.0,
         bounds=Bounds(disk_free=FLOOR),
         disk_free=lambda folder: 2 * LARGE_DISK - sum(file.stat().st_size for file in folder.iterdir()),
     )
-    numbers = iter(range(SENT_MOST))
+    numbers = iter(range(MAX_SENT))
 
     async def fill() -> None:
         while True:

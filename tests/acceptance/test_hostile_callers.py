@@ -39,8 +39,8 @@ CONNECTIONS = 4  # over which idle streams are spread
 ANSWER_DEADLINE = 60.0  # seconds for any answer
 NOTHING_KEPT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """Has the C library give freed memory back at once, so that what a process has is what it uses."""
-ROUNDS_MOST = 3  # of all attacks; memory that grew in each of them is not given back
-MEMORY_MOST = 32 * 1024  # KiB above what was in use before
+MAX_ROUNDS = 3  # of all attacks; memory that grew in each of them is not given back
+MAX_MEMORY = 32 * 1024  # KiB above what was in use before
 MEMORY_DEADLINE = 20.0  # seconds until memory is back
 HONEST_INTERVAL = 0.01  # seconds between two calls of an honest caller
 
@@ -337,7 +337,7 @@ async def memory_once_given_back(server: ServerProcess, before: int) -> int:
     """What a server has in use some time after an attack, in KiB."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MEMORY_DEADLINE):
-            while memory_of(server) - before > MEMORY_MOST:  # noqa: ASYNC110  the kernel sets no event
+            while memory_of(server) - before > MAX_MEMORY:  # noqa: ASYNC110  the kernel sets no event
                 await asyncio.sleep(0.1)
     return memory_of(server)
 
@@ -353,13 +353,13 @@ async def be_attacked(folder: Path) -> Evidence:
         async with grpc.aio.insecure_channel(server.address) as channel:
             for name in ("huge maps", "half-closed streams", "idle streams"):  # a leak grows each time, a pool once
                 await ATTACKS[name][0](channel, server.address)
-            for _ in range(ROUNDS_MOST):
+            for _ in range(MAX_ROUNDS):
                 before = memory_of(server)
                 async with honest_callers(server.address, evidence):
                     for name, (attack, _) in ATTACKS.items():
                         evidence.codes[name] = await attack(channel, server.address)
                 evidence.memory = (before, await memory_once_given_back(server, before))
-                if evidence.memory[1] - before < MEMORY_MOST:
+                if evidence.memory[1] - before < MAX_MEMORY:
                     break
         await server.stop()
         evidence.log, evidence.answers = list(server.log), dict(sandbox.answers)
@@ -404,4 +404,4 @@ def test_whatever_is_accepted_from_a_hostile_caller_makes_a_record_that_pointill
 def test_memory_is_given_back_once_the_attackers_are_gone(evidence: Evidence) -> None:
     before, after = evidence.memory
 
-    assert after - before < MEMORY_MOST
+    assert after - before < MAX_MEMORY

@@ -20,11 +20,11 @@ import pytest
 
 from service.mapping.mapping_file import load_mapping
 from service.outbox.capacity import Bounds
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.sqlite.outbox import SqliteOutbox
 from service.pointillist.answer import Answer
 from service.relay.flow import Flow, State
-from service.relay.local_sender import Lanes
+from service.relay.local_sender import LocalSender
 from service.relay.relay import Relay
 from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
@@ -39,9 +39,9 @@ FIRST = 1_000  # deliveries after the recovery whose order is looked at
 WINDOW = 1_000  # deliveries whose ids are averaged, to see that they rise
 CEILING = 256  # events in flight at most
 SAMPLE = 500  # deliveries between two looks at the memory
-PROBES_MOST = round(OUTAGE / 15.0) + 50  # probes are 15 s apart at least, but for the first few
-PROBES_LEAST = round(OUTAGE / 30.0)  # and 30 s at most
-MEMORY_MOST = 64 * 1024  # KiB above the idle figure
+MAX_PROBES = round(OUTAGE / 15.0) + 50  # probes are 15 s apart at least, but for the first few
+MIN_PROBES = round(OUTAGE / 30.0)  # and 30 s at most
+MAX_MEMORY = 64 * 1024  # KiB above the idle figure
 
 
 @dataclass
@@ -94,9 +94,9 @@ async def live_through_an_outage(events: int, folder: Path) -> dict[str, Any]:
     mapping = load_mapping(None)
     relay = Relay(
         outbox=outbox,
-        courier=Lanes(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
+        sender=LocalSender(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
         flow=flow,
-        deliveries=Deliveries(),
+        deliveries=DeliveryWaiters(),
         metrics=metrics,
         clock=clock,
         random=jitter.random,
@@ -179,7 +179,7 @@ def test_every_event_of_an_outage_is_delivered_exactly_once_after_it(seen: dict[
 
 def test_during_an_outage_pointillist_is_probed_and_not_stormed(seen: dict[str, Any]) -> None:
     assert seen["ended_as"] == State.PROBING
-    assert PROBES_LEAST <= seen["refused"] <= PROBES_MOST
+    assert MIN_PROBES <= seen["refused"] <= MAX_PROBES
 
 
 def test_after_an_outage_the_oldest_events_are_delivered_first(seen: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ def test_after_an_outage_no_more_is_in_flight_than_the_flow_allows(seen: dict[st
 
 
 def test_memory_stays_near_the_idle_figure_whatever_the_backlog(seen: dict[str, Any]) -> None:
-    assert seen["memory_above_idle"] < MEMORY_MOST
+    assert seen["memory_above_idle"] < MAX_MEMORY
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.integration.processes import end, run, running_sandbox, running_serve
 
 COUNT = 2000  # events in the file, without ids of their own
 BAD = 5  # lines among them that are refused, at the beginning
-WAITING_MOST = 200  # events in the outbox: so the server keeps pace with the sandbox, and no sender gets far ahead
+MAX_WAITING = 200  # events in the outbox: so the server keeps pace with the sandbox, and no sender gets far ahead
 BEFORE = 300  # events that have arrived when the sender is stopped
 
 
@@ -33,7 +33,7 @@ async def test_a_file_whose_sending_was_stopped_midway_is_sent_again_and_each_ev
     async with (
         running_sandbox() as sandbox,
         running_server(
-            sandbox, tmp_path, POINTILLIST_OUTBOX_MAX_EVENTS=str(WAITING_MOST), POINTILLIST_DISK_FREE_FLOOR="0"
+            sandbox, tmp_path, POINTILLIST_OUTBOX_MAX_EVENTS=str(MAX_WAITING), POINTILLIST_DISK_FREE_FLOOR="0"
         ) as server,
     ):
         # given

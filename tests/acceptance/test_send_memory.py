@@ -11,7 +11,7 @@ import pytest
 from tests.integration.processes import PROJECT, running_sandbox, running_server
 
 MEBIBYTE = 1024  # kB, in which Linux counts memory
-GROWTH_MOST = 12 * MEBIBYTE  # kB between two runs, for what is under way and the allocator's moods
+MAX_GROWTH = 12 * MEBIBYTE  # kB between two runs, for what is under way and the allocator's moods
 DEADLINE = 100.0  # seconds
 
 # Runs a command, and says the most memory that it had.
@@ -49,7 +49,7 @@ async def peak(file: Path, target: str) -> int:
 async def test_a_file_of_any_size_is_sent_in_the_memory_of_a_small_one(tmp_path: Path, count: int) -> None:
     # given a file that is several times larger than what may be added
     small, big = file_of(tmp_path / "small.jsonl", 2_000), file_of(tmp_path / "big.jsonl", count)
-    assert big.stat().st_size > 2 * GROWTH_MOST * 1024
+    assert big.stat().st_size > 2 * MAX_GROWTH * 1024
 
     async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
         # when
@@ -57,4 +57,4 @@ async def test_a_file_of_any_size_is_sent_in_the_memory_of_a_small_one(tmp_path:
         after = await peak(big, server.address)
 
     # then
-    assert after - before < GROWTH_MOST
+    assert after - before < MAX_GROWTH

@@ -18,13 +18,13 @@ from service.clock import Clock, SystemClock
 from service.mapping.mapping import Mapping
 from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Outbox
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer
 from service.pointillist.client import Pointillist
 from service.relay.flow import Flow
-from service.relay.local_sender import Lanes
+from service.relay.local_sender import LocalSender
 from service.relay.relay import Relay
-from service.relay.worker_pool import Workers
+from service.relay.worker_pool import WorkerPool
 from service.relay.worker_protocol import SetUp
 from service.telemetry.metrics import Metrics
 from tests.support.outboxes import RETRY_MAX_DELAY, Backend, on_sqlite
@@ -120,9 +120,9 @@ class Relaying:
 
     outbox: Outbox
     relay: Relay
-    courier: Lanes | Workers
+    sender: LocalSender | WorkerPool
     flow: Flow
-    deliveries: Deliveries
+    deliveries: DeliveryWaiters
     task: asyncio.Task[None]
     metrics: Metrics
 
@@ -162,17 +162,17 @@ async def relaying(
     backend = on_sqlite(place) if isinstance(place, Path) else place
     async with AsyncExitStack() as stack:
         outbox = await stack.enter_async_context(backend.open(clock))
-        courier: Lanes | Workers
+        sender: LocalSender | WorkerPool
         if workers:
             set_up = set_up_for(await stack.enter_async_context(over_http(pointillist)))
-            courier = Workers(workers, set_up, mapping=mapping, token=lambda: "token", clock=clock)
+            sender = WorkerPool(workers, set_up, mapping=mapping, token=lambda: "token", clock=clock)
         else:
-            courier = Lanes(mapping=mapping, pointillist=pointillist, clock=clock)
+            sender = LocalSender(mapping=mapping, pointillist=pointillist, clock=clock)
         flow = Flow(ceiling, lambda: 0.0, lambda _: None)
-        deliveries, metrics = Deliveries(), Metrics()
+        deliveries, metrics = DeliveryWaiters(), Metrics()
         relay = Relay(
             outbox=outbox,
-            courier=courier,
+            sender=sender,
             flow=flow,
             deliveries=deliveries,
             metrics=metrics,
@@ -182,9 +182,9 @@ async def relaying(
             retry_max_delay=RETRY_MAX_DELAY,
             dead_letters_most=dead_letters_most,
         )
-        running = Relaying(outbox, relay, courier, flow, deliveries, asyncio.create_task(relay.run()), metrics)
+        running = Relaying(outbox, relay, sender, flow, deliveries, asyncio.create_task(relay.run()), metrics)
         await turns(2)
-        await until(lambda: not isinstance(courier, Workers) or courier.alive == workers)
+        await until(lambda: not isinstance(sender, WorkerPool) or sender.alive == workers)
         try:
             yield running
         finally:

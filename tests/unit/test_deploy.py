@@ -30,7 +30,7 @@ UNIT: Final = DEPLOY / "systemd" / "pointillist-destination.service"
 RUNBOOK: Final = PROJECT / "docs" / "runbook.md"
 DOCKERFILE: Final = (PROJECT / "Dockerfile").read_text()
 
-EXPOSURE_MOST: Final = "20"  # tenths, as systemd-analyze's threshold has them
+MAX_EXPOSURE: Final = "20"  # tenths, as systemd-analyze's threshold has them
 KUBERNETES_OLDEST: Final = "1.27"  # the first in which probes may speak gRPC without a feature gate
 PROMETHEUS_METRICS: Final = {"up", "ALERTS"}  # made by Prometheus itself
 
@@ -309,7 +309,7 @@ def test_the_unit_is_not_much_exposed(unit: Path) -> None:
     analyze = tool("systemd-analyze", "Debian's systemd")
     if "--offline" not in run(analyze, "--help"):
         pytest.skip("this systemd-analyze cannot look at a unit that is not installed; 250 and newer can")
-    run(analyze, "security", "--offline=true", f"--threshold={EXPOSURE_MOST}", unit)
+    run(analyze, "security", "--offline=true", f"--threshold={MAX_EXPOSURE}", unit)
 
 
 def test_the_unit_sets_what_is_a_setting_and_leaves_time_to_stop(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from service.config.role import Role
 from service.config.settings import Settings, load_settings
 from service.mapping.mapping_file import load_mapping
-from service.outbox.jetstream.streams import MESSAGE_SIZE_LEAST
+from service.outbox.jetstream.streams import MIN_MESSAGE_SIZE
 from service.server.health import LIVENESS
 from tests.support.certificates import OPENSSL, make_authority, make_certificate
 from tests.support.monitoring import JOB
@@ -217,7 +217,7 @@ def test_nats_is_set_up_so_that_events_fit_and_an_ok_means_on_disk(tmp_path: Pat
     assert re.search(r"^  sync_interval: always$", text, re.MULTILINE)
     most = re.search(r"^max_payload: (\d+)MB$", text, re.MULTILINE)
     assert most is not None
-    assert int(most[1]) * 1024**2 >= MESSAGE_SIZE_LEAST
+    assert int(most[1]) * 1024**2 >= MIN_MESSAGE_SIZE
     room = re.search(r"^  max_file_store: (\d+)GB$", text, re.MULTILINE)
     assert room is not None
     assert int(room[1]) * 1024**3 > pod_settings(tmp_path).outbox_max_bytes

@@ -18,7 +18,7 @@ from service.config.settings import Settings
 from service.config.units import format_size
 from service.errors import PointillistDestinationError
 from service.mapping.mapping_file import load_mapping
-from service.outbox.sqlite.inspection import Look, look
+from service.outbox.sqlite.inspection import Inspection, look
 
 __all__ = ["Finding", "Grade", "examine"]
 
@@ -137,7 +137,7 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
     yield dead_letters_finding(found.dead_letters, found.reasons, settings.dead_letter_max_events)
 
 
-def _backlog(found: Look, settings: Settings) -> Finding:
+def _backlog(found: Inspection, settings: Settings) -> Finding:
     most = settings.outbox_max_events
     waiting = {0: "no event waits", 1: "1 event waits"}.get(found.events, f"{found.events} events wait")
     text = f"{waiting}, {found.bytes / 2**20:.1f} MiB"

@@ -11,7 +11,7 @@ from service.cli.doctor.outbox import age_finding, dead_letters_finding
 from service.config.settings import Settings
 from service.config.units import format_size
 from service.outbox.factory import nats_access, nats_plan
-from service.outbox.jetstream.inspection import Look, look
+from service.outbox.jetstream.inspection import Inspection, look
 
 MONITORING_PORT = 8222  # where NATS tells of itself, if it was told to, by custom
 MONITORING_TIMEOUT = 2.0  # seconds
@@ -47,7 +47,7 @@ def nats_findings(settings: Settings, monitoring_port: int = MONITORING_PORT) ->
     yield dead_letters_finding(found.dead_letters, found.reasons, settings.dead_letter_max_events)
 
 
-def _account(found: Look, settings: Settings) -> Finding:
+def _account(found: Inspection, settings: Settings) -> Finding:
     most = found.account.get("limits", {}).get("max_storage", -1)
     used = max(found.account.get("storage", 0), found.account.get("reserved_storage", 0))
     if most < 0:
@@ -63,7 +63,7 @@ def _account(found: Look, settings: Settings) -> Finding:
     return Finding("account", Grade.OK, text)
 
 
-def _streams(found: Look, settings: Settings) -> Finding:
+def _streams(found: Inspection, settings: Settings) -> Finding:
     if found.differences:
         advice = "change them, or set POINTILLIST_NATS_STREAM to another name; else serve does not start"
         return Finding("streams", Grade.ERROR, "; ".join(found.differences), advice)
@@ -97,7 +97,7 @@ def _syncs_always(host: str, port: int) -> bool | None:
         return None
 
 
-def _backlog(found: Look) -> Finding:
+def _backlog(found: Inspection) -> Finding:
     waiting = {0: "no event waits", 1: "1 event waits"}.get(found.events, f"{found.events} events wait")
     text = f"{waiting}, {found.bytes / 2**20:.1f} MiB; {found.in_work} leased or put back for later"
     events_most, bytes_most = found.bounds

@@ -21,8 +21,8 @@ Reject: TypeAlias = Callable[[Source, Rejection], None]
 """Told of each message that is not taken."""
 
 BATCHES_AHEAD = 2  # read and not asked for yet
-BATCH_BYTES_MOST = 2 * 1024 * 1024  # bytes of one request; the server takes twice as many
-BATCH_LINES_MOST = 4 * 1024 * 1024  # bytes of the lines that are kept until they are answered, in case of a refusal
+MAX_BATCH_BYTES = 2 * 1024 * 1024  # bytes of one request; the server takes twice as many
+MAX_BATCH_LINES = 4 * 1024 * 1024  # bytes of the lines that are kept until they are answered, in case of a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _batches(file: SegmentFile, batch_size: int, reject: Reject) -> Iterator[Bat
         if not sources or sources[-1].line != source.line:  # the messages of one batch body share its line
             lines += len(source.text)
         sources.append(source)
-        if len(events) >= batch_size or size >= BATCH_BYTES_MOST or lines >= BATCH_LINES_MOST:
+        if len(events) >= batch_size or size >= MAX_BATCH_BYTES or lines >= MAX_BATCH_LINES:
             yield Batch(sequence, write_batch(sequence, events), sources)
             sequence, size, lines = sequence + 1, 0, 0
             events, sources = [], []

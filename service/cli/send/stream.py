@@ -32,7 +32,7 @@ CONNECT_PATIENCE = 5.0  # seconds to reach the server for the first time
 RESUME_PATIENCE = 120.0  # seconds without a stream, since the last answer, until it is given up; a roll-out takes less
 # Seconds before a broken stream is opened again, where the server does not say: doubled from the first to the last, as
 # the service config for callers has it.
-RESUME_DELAY, RESUME_DELAY_MOST = 0.2, 5.0
+RESUME_DELAY, MAX_RESUME_DELAY = 0.2, 5.0
 
 AGAIN = "send the same file again to go on: what was accepted is a duplicate then"
 
@@ -272,7 +272,7 @@ def delay_before_next(error: grpc.Call | grpc.aio.AioRpcError, breaks: int = 0) 
         return delay
     code = error.code()
     is_broken = code is grpc.StatusCode.UNAVAILABLE or (code in BREAKS and not is_from_server(error))
-    return min(RESUME_DELAY * 2.0 ** min(breaks, 32), RESUME_DELAY_MOST) if is_broken else None
+    return min(RESUME_DELAY * 2.0 ** min(breaks, 32), MAX_RESUME_DELAY) if is_broken else None
 
 
 def _pushback(error: grpc.Call | grpc.aio.AioRpcError) -> float | None:

@@ -28,7 +28,7 @@ REQUEST_TIMEOUT = 5.0  # seconds
 CONNECT_TIMEOUT = 5  # seconds
 RECONNECT_PAUSE = 0.5  # seconds between two tries to reach the same server
 PING_INTERVAL = 10  # seconds; two that stay unanswered end a connection that died silently
-UNSENT_MOST = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever has more to send waits, too
+MAX_UNSENT = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever has more to send waits, too
 UNSENT_PAUSE = 0.001  # seconds until that is looked at again
 UNREACHED_RETRY = 1.0  # seconds until a caller tries again
 NO_RESPONDERS = "503"
@@ -222,7 +222,7 @@ class Connection:
             OutboxFullError: there is no connection; nothing was sent.
         """
         client = self._usable()
-        while client.pending_data_size > UNSENT_MOST:
+        while client.pending_data_size > MAX_UNSENT:
             await asyncio.sleep(UNSENT_PAUSE)
             client = self._usable()
         try:

@@ -28,7 +28,7 @@ LAST_ATTEMPT_AT = "Pointillist-Last-Attempt-At"
 
 ACK_TOKENS = 9  # of the reply subject $JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE…; with a domain it has more (ADR-15)
 NANOSECONDS = 1_000_000  # in a millisecond
-DIGITS_MOST = 16  # fewer than this are milliseconds of a year that has a date
+MAX_DIGITS = 16  # fewer than this are milliseconds of a year that has a date
 
 
 class Delivery(NamedTuple):
@@ -151,7 +151,7 @@ def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
 def whole(headers: dict[str, str], name: str, otherwise: int) -> int:
     """A header's number; what somebody else published without it, or with no number in it, is taken all the same."""
     value = headers.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < DIGITS_MOST else otherwise
+    return int(value) if value.isascii() and value.isdigit() and len(value) < MAX_DIGITS else otherwise
 
 
 def parse_headers(raw: bytes) -> dict[str, str]:

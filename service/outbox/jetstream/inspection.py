@@ -20,12 +20,12 @@ from service.outbox.jetstream.streams import (
 )
 
 PATIENCE = 3.0  # seconds in which NATS has to be reached
-REASONS_MOST = 5
-LETTERS_MOST = 1000  # dead letters whose reasons are counted
+MAX_REASONS = 5
+MAX_LETTERS = 1000  # dead letters whose reasons are counted
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Inspection:
     """What there is."""
 
     problem: str | None
@@ -50,28 +50,28 @@ class Look:
     """The commonest reasons of the first thousand dead letters, and how many have each."""
 
 
-async def look(access: NatsAccess, plan: Plan) -> Look:
+async def look(access: NatsAccess, plan: Plan) -> Inspection:
     """Look at NATS."""
     try:
         connection = Connection(access, lost=lambda: None)
     except OutboxUnusableError as error:
-        return Look(str(error), {})
+        return Inspection(str(error), {})
     running = asyncio.create_task(connection.run())
     try:
         async with asyncio.timeout(PATIENCE):
             await connection.up()
         return await _look(connection, plan)
     except TimeoutError:
-        return Look(connection.problem, {})
+        return Inspection(connection.problem, {})
     except OutboxFullError as error:
-        return Look(str(error), {})
+        return Inspection(str(error), {})
     finally:
         while not running.done():  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
             running.cancel()
             await asyncio.wait({running}, timeout=0.2)
 
 
-async def _look(connection: Connection, plan: Plan) -> Look:
+async def _look(connection: Connection, plan: Plan) -> Inspection:
     account = await connection.ask("INFO")
     places = {
         plan.events_stream: f"STREAM.INFO.{plan.events_stream}",
@@ -91,9 +91,9 @@ async def _look(connection: Connection, plan: Plan) -> Look:
         differences += [f"consumer {CONSUMER}: {text}" for text in consumer_differences(consumer["config"])]
     missing = tuple(name for name, info in found.items() if info is None)
     if events is None or letters is None:
-        return Look(None, account, missing, tuple(differences))
+        return Inspection(None, account, missing, tuple(differences))
     state = await read_state(connection, plan, StreamState())
-    return Look(
+    return Inspection(
         None,
         account,
         missing,
@@ -121,5 +121,5 @@ async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
 async def _reasons(connection: Connection, plan: Plan) -> tuple[tuple[str, int], ...]:
     letters = JetStreamDeadLetters(connection, Publisher(connection), plan)
     await letters.puller.start(f"{INBOX}look")
-    found = await letters.find(DeadLetterFilter(), after=0, limit=LETTERS_MOST)
-    return tuple(Counter(letter.refusal.reason for letter in found).most_common(REASONS_MOST))
+    found = await letters.find(DeadLetterFilter(), after=0, limit=MAX_LETTERS)
+    return tuple(Counter(letter.refusal.reason for letter in found).most_common(MAX_REASONS))

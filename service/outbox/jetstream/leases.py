@@ -18,7 +18,7 @@ from service.outbox.base import Refusal, Stored
 from service.outbox.jetstream.connection import INBOX, Connection, Received
 from service.outbox.jetstream.headers import ANSWER_TO, delivery_of, stored_of
 from service.outbox.jetstream.publisher import Message, Publisher
-from service.outbox.jetstream.redelivery import Note, PutBack
+from service.outbox.jetstream.redelivery import Note, Redeliveries
 
 LINGER = 0.005  # seconds that settlements wait for more of them
 TOUCH_SHARE = 3  # an event is kept ours this many times before its lease would end
@@ -79,7 +79,7 @@ class Leases:
         self._letters_subject = letters_subject
         self._gone = gone
         self._leases: dict[int, Lease] = {}
-        self._put_back = PutBack()
+        self._redeliveries = Redeliveries()
         self._queue: list[Settlement] = []
         self._sending: list[Settlement] = []
         self._flushes: list[asyncio.Future[None]] = []
@@ -110,7 +110,7 @@ class Leases:
                 return None
             self.forget()
         stored = stored_of(received, delivery)
-        if (note := self._put_back.take(stored.id)) is not None:
+        if (note := self._redeliveries.take(stored.id)) is not None:
             stored = stored._replace(attempts=note.attempts, first_attempt_at=note.first_attempt_at)
         answer_to = (received.headers or {}).get(ANSWER_TO, "")
         self._leases[stored.id] = Lease(stored, received.reply, delivery.stored_at, answer_to, now)
@@ -122,7 +122,7 @@ class Leases:
         for lease in (*self._leases.values(), *(settlement.lease for settlement in self._queue)):
             lease.reply = ""
         self._leases.clear()
-        self._put_back = PutBack()
+        self._redeliveries = Redeliveries()
 
     def _lease_of(self, stored: Stored) -> Lease | None:
         """The lease of just this event; None where it is not ours any more."""
@@ -141,7 +141,7 @@ class Leases:
         del self._leases[stored.id]  # at once, as it may be delivered again before we hear of it
         due_at = asyncio.get_running_loop().time() + delay
         first_attempt_at = stored.first_attempt_at or (now if attempted else None)
-        self._put_back.add(stored.id, Note(lease.reply, due_at, stored.attempts + attempted, first_attempt_at))
+        self._redeliveries.add(stored.id, Note(lease.reply, due_at, stored.attempts + attempted, first_attempt_at))
         verb = NAK if delay <= 0 else NAK + b" " + orjson.dumps({"delay": round(delay * 1e9)})
         self._settle(Settlement(lease, verb))
 
@@ -157,7 +157,7 @@ class Leases:
     async def recall(self, limit: int) -> bool:
         """Have events that were put back delivered before their time; returns whether there are any."""
         await self.flush()
-        replies = self._put_back.recall(limit, asyncio.get_running_loop().time())
+        replies = self._redeliveries.recall(limit, asyncio.get_running_loop().time())
         await self._send([(reply, NAK) for reply in replies])
         return bool(replies)
 

@@ -15,22 +15,22 @@ import structlog
 from service.clock import Clock
 from service.errors import OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
+from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
 from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import JetStreamDeadLetters
 from service.outbox.jetstream.headers import entry_headers, letter_headers
 from service.outbox.jetstream.leases import Leases, Settlement, read_answer
 from service.outbox.jetstream.publisher import Message, Publisher, RefusedError
-from service.outbox.jetstream.puller import Bell, Puller
+from service.outbox.jetstream.puller import Puller, WaitingPull
 from service.outbox.jetstream.state import StreamState, read_state
-from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Adopted, Plan, adopt
+from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Adopted, Plan, ensure
 
 LOOK_INTERVAL = 1.0  # seconds between two looks at the streams
-HELD_MOST = 2.0  # seconds for which an event that nobody fetches is kept from other replicas
-SILENT_MOST = 3  # looks without an answer, after which the connection is made anew
+MAX_HELD = 2.0  # seconds for which an event that nobody fetches is kept from other replicas
+MAX_SILENT = 3  # looks without an answer, after which the connection is made anew
 CLOSE_TIMEOUT = 5.0  # seconds in which the last settlements have to be sent
 CANCEL_PAUSE = 0.2  # seconds until a loop that did not hear that it shall end is told again
-STUCK_MOST = 20_000  # settlements that could not be sent, above which nothing is fetched
+MAX_STUCK = 20_000  # settlements that could not be sent, above which nothing is fetched
 
 log = structlog.get_logger()
 
@@ -69,11 +69,11 @@ class JetStreamOutbox:
             self._connection, self._publisher, letters_subject=plan.letters_subject, gone=self._note_gone
         )
         self._puller = Puller(self._connection, self._hear)
-        self._bell = Bell(self._connection, self._hear_bell)
+        self._waiting_pull = WaitingPull(self._connection, self._hear_waiting_pull)
         self._letters = JetStreamDeadLetters(self._connection, self._publisher, plan)
         self._adopted: Adopted | None = None
         self._state = StreamState()
-        self._room = Room(Bounds(), clock, lambda: 0)
+        self._room = Capacity(Bounds(), clock, lambda: 0)
         self._putting = [0, 0]  # events and bytes that are being put
         self._refused_until = float("-inf")  # seconds, steady
         self._refusal = ""
@@ -82,7 +82,7 @@ class JetStreamOutbox:
         self._silent = 0
         self._fetched: deque[Stored] = deque()
         self._fetched_at = 0.0
-        self._is_hungry = False
+        self._is_pendingry = False
         self._arrived: list[Callable[[], None]] = []
         self._emptier = asyncio.Event()
         self._is_ready = asyncio.Event()
@@ -106,7 +106,7 @@ class JetStreamOutbox:
         self._leases.answer_to = f"{inbox}.answer"
         await self._publisher.start(f"{inbox}.stored")
         await self._puller.start(f"{inbox}.fetched")
-        await self._bell.start(f"{inbox}.bell")
+        await self._waiting_pull.listen(f"{inbox}.waiting")
         await self._letters.puller.start(f"{inbox}.letters")
         await self._connection.subscribe(self._leases.answer_to, self._hear_answer)
         loops: tuple[Coroutine[Any, Any, None], ...] = (self._connection.run(), self._leases.run(), self._mind())
@@ -148,8 +148,8 @@ class JetStreamOutbox:
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def _adopt(self) -> None:
-        self._adopted = await adopt(self._connection, self._plan)
-        self._room = Room(Bounds(self._adopted.events, self._adopted.bytes), self._clock, lambda: 0)
+        self._adopted = await ensure(self._connection, self._plan)
+        self._room = Capacity(Bounds(self._adopted.events, self._adopted.bytes), self._clock, lambda: 0)
 
     async def _note_problem(self, error: OutboxFullError) -> None:
         problem = f"the outbox cannot be looked at: {error}"
@@ -158,7 +158,7 @@ class JetStreamOutbox:
             self._adopted = None  # they are made anew
         elif self._connection.problem is None:
             self._silent += 1
-            if self._silent % SILENT_MOST == 0:
+            if self._silent % MAX_SILENT == 0:
                 await self._connection.renew()
         if problem != self._problem and self._connection.problem is None:
             log.warning("the outbox is not usable now", why=problem)
@@ -177,18 +177,18 @@ class JetStreamOutbox:
         """Keep leases, but not those of events that nobody here wants."""
         assert self._adopted is not None
         await self._leases.touch(self._adopted.ack_wait)
-        if self._fetched and asyncio.get_running_loop().time() - self._fetched_at > HELD_MOST:
-            self._is_hungry = False
+        if self._fetched and asyncio.get_running_loop().time() - self._fetched_at > MAX_HELD:
+            self._is_pendingry = False
             while self._fetched:
                 self.nak(self._fetched.popleft(), 0.0, attempted=False)
-        await self._hang_bell()
+        await self._start_waiting_pull()
 
     def _lose(self) -> None:
         """Nobody waits any more for what would have come over the connection that is gone."""
         self._publisher.lose()
         self._puller.lose()
         self._letters.puller.lose()
-        self._bell.lose()
+        self._waiting_pull.lose()
 
     # -- the verbs
 
@@ -221,15 +221,15 @@ class JetStreamOutbox:
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
         """Lease events. See Outbox.fetch."""
-        if self._over is not None or self._adopted is None or self._leases.unsettled > STUCK_MOST:
+        if self._over is not None or self._adopted is None or self._leases.unsettled > MAX_STUCK:
             return []
         events: list[Stored] = []
         with contextlib.suppress(OutboxFullError):  # what the connection's end took is told of when there is another
             events += await self._fetch(limit)
             if early and len(events) < limit and await self._leases.recall(limit - len(events)):
                 events += await self._fetch(limit - len(events))
-            self._is_hungry = len(events) < limit
-            await self._hang_bell()
+            self._is_pendingry = len(events) < limit
+            await self._start_waiting_pull()
         return events + self._take(limit - len(events))
 
     async def _fetch(self, limit: int) -> list[Stored]:
@@ -242,10 +242,10 @@ class JetStreamOutbox:
     def _take(self, limit: int) -> list[Stored]:
         return [self._fetched.popleft() for _ in range(min(limit, len(self._fetched)))]
 
-    async def _hang_bell(self) -> None:
+    async def _start_waiting_pull(self) -> None:
         """Have the next event come by itself, where somebody wants more than there was."""
-        if self._is_hungry and not self._fetched:
-            await self._bell.hang(self._plan.events_stream, CONSUMER)
+        if self._is_pendingry and not self._fetched:
+            await self._waiting_pull.start(self._plan.events_stream, CONSUMER)
 
     def ack(self, stored: Stored) -> None:
         """Settle as delivered. See Outbox.ack."""
@@ -280,7 +280,7 @@ class JetStreamOutbox:
             self._fetched.append(stored)
             self._fetched_at = asyncio.get_running_loop().time()
 
-    def _hear_bell(self, received: Received) -> None:
+    def _hear_waiting_pull(self, received: Received) -> None:
         self._hear(received)
         self._tell_arrived()
 
@@ -381,7 +381,7 @@ class JetStreamOutbox:
         if self.is_connected:
             with contextlib.suppress(OutboxFullError, TimeoutError):  # else others get it when the leases end
                 async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await self._bell.take_down()
+                    await self._waiting_pull.stop()
                     await self._leases.flush()
                     await self._leases.give_back()
         running = set(self._tasks)

@@ -18,8 +18,8 @@ from service.outbox.jetstream.connection import NO_RESPONDERS, UNREACHED_RETRY, 
 ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
 GATHER_TIME = 0.002  # seconds for which small calls are gathered where there are many
 GATHER_CALLS = 3  # small calls within that time that are many; a caller who is alone makes fewer
-GATHERED_MOST = 16  # messages of a small call
-UNACKNOWLEDGED_MOST = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
+MAX_GATHERED = 16  # messages of a small call
+MAX_UNACKNOWLEDGED = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
 
 
 class Message(NamedTuple):
@@ -80,10 +80,10 @@ class Publisher:
         numbers: list[int] = []
         try:
             async with asyncio.timeout(ACK_TIMEOUT) as deadline:
-                if len(messages) < GATHERED_MOST:
+                if len(messages) < MAX_GATHERED:
                     await self._gather()
                 for index, message in enumerate(messages):
-                    while len(self._waiting) >= UNACKNOWLEDGED_MOST:
+                    while len(self._waiting) >= MAX_UNACKNOWLEDGED:
                         self._fewer.clear()
                         await self._fewer.wait()
                     self._number += 1
@@ -139,7 +139,7 @@ class Publisher:
 
     async def _hear(self, received: Received) -> None:
         batch, index = self._waiting.pop(int(received.subject[len(self._prefix) :]), (None, 0))
-        if len(self._waiting) == UNACKNOWLEDGED_MOST - 1:
+        if len(self._waiting) == MAX_UNACKNOWLEDGED - 1:
             self._fewer.set()
         if batch is None:
             return

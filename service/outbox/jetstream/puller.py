@@ -1,4 +1,4 @@
-"""Pulling messages from a JetStream consumer: what there is now, or a bell that rings when there is something.
+"""Pulling messages from a JetStream consumer: what there is now, or one message as soon as there is one.
 
 The client's own `fetch` waits for its timeout where there is less than was asked for; this one ends when JetStream says
 that there is no more.
@@ -13,7 +13,7 @@ import orjson
 from service.outbox.jetstream.connection import API, Connection, Received
 
 PULL_TIMEOUT = 2.0  # seconds until a pull whose end is not heard of is given up
-BELL_TIME = 30  # seconds for which JetStream keeps a bell
+PULL_EXPIRY = 30  # seconds for which JetStream keeps a pull that waits
 STATUS: Final = "Status"
 NO_MORE = frozenset({"404", "408"})  # statuses that end a pull because nothing is left, be it at once or after some
 
@@ -22,7 +22,7 @@ class Puller:
     """Pulls over one connection, one pull at a time."""
 
     def __init__(self, connection: Connection, heard: Callable[[Received], None]) -> None:
-        """Make it; `start` begins to hear.
+        """Create it; `listen` subscribes to its answers.
 
         Args:
             connection: to NATS.
@@ -91,50 +91,50 @@ class Puller:
             self._end(is_whole=True)
 
 
-class Bell:
+class WaitingPull:
     """Has JetStream deliver one message as soon as there is one, so that nobody has to look again and again."""
 
-    def __init__(self, connection: Connection, rung: Callable[[Received], None]) -> None:
-        """Make it; `start` begins to hear.
+    def __init__(self, connection: Connection, delivered: Callable[[Received], None]) -> None:
+        """Create it; `listen` subscribes to its answers.
 
         Args:
             connection: to NATS.
-            rung: called with the message, which is leased to us.
+            delivered: called with the message, which is leased to us.
         """
         self._connection = connection
-        self._rung = rung
+        self._delivered = delivered
         self._inbox = ""
         self._number = 0
-        self.is_hung = False
-        """Whether JetStream has it."""
+        self.is_pending = False
+        """JetStream holds the pull and has not answered it yet."""
 
-    async def start(self, inbox: str) -> None:
-        """Hear it on subjects below an inbox of ours."""
+    async def listen(self, inbox: str) -> None:
+        """Receive its answers on subjects below an inbox of ours."""
         self._inbox = inbox
         await self._connection.subscribe(f"{inbox}.*", self._hear)
 
-    async def hang(self, stream: str, consumer: str) -> None:
-        """Give it to JetStream, if it is not there.
+    async def start(self, stream: str, consumer: str) -> None:
+        """Send the pull to JetStream, unless one is pending.
 
         Raises:
             OutboxFullError: there is no connection.
         """
-        if self.is_hung:
+        if self.is_pending:
             return
         self._number += 1
-        self.is_hung = True
+        self.is_pending = True
         try:
             await self._connection.publish(
                 f"{API}.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-                orjson.dumps({"batch": 1, "expires": BELL_TIME * 1_000_000_000}),
+                orjson.dumps({"batch": 1, "expires": PULL_EXPIRY * 1_000_000_000}),
                 reply=f"{self._inbox}.{self._number}",
             )
         except BaseException:
-            self.is_hung = False
+            self.is_pending = False
             raise
 
-    async def take_down(self) -> None:
-        """Have it back from JetStream: what it delivered from now on would be nobody's.
+    async def stop(self) -> None:
+        """Withdraw the pull from JetStream, so that nothing is delivered to nobody.
 
         Raises:
             OutboxFullError: there is no connection.
@@ -142,12 +142,12 @@ class Bell:
         await self._connection.unsubscribe(f"{self._inbox}.*")
 
     def lose(self) -> None:
-        """It is gone with the connection."""
-        self.is_hung = False
+        """Forget the pull; it ended with the connection."""
+        self.is_pending = False
 
     async def _hear(self, received: Received) -> None:
         if STATUS not in (received.headers or {}):
-            self.is_hung = False
-            self._rung(received)
+            self.is_pending = False
+            self._delivered(received)
         elif received.subject == f"{self._inbox}.{self._number}":
-            self.is_hung = False
+            self.is_pending = False

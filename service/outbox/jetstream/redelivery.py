@@ -7,7 +7,7 @@ not keep: how often an event was tried and since when, and the way to have it ba
 import heapq
 from typing import NamedTuple
 
-REMEMBERED_MOST = 10_000  # events; of one that is forgotten JetStream's own count of deliveries is taken
+MAX_REMEMBERED = 10_000  # events; of one that is forgotten JetStream's own count of deliveries is taken
 SAFE_LEAD = 1.0  # seconds before its time until which an event is surely nobody else's
 
 
@@ -23,7 +23,7 @@ class Note(NamedTuple):
     """Milliseconds since the epoch."""
 
 
-class PutBack:
+class Redeliveries:
     """The events, by their ids."""
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class PutBack:
 
     def add(self, id_: int, note: Note) -> None:
         """Remember an event; the one that was put back longest ago may be forgotten for it."""
-        if len(self._notes) >= REMEMBERED_MOST:
+        if len(self._notes) >= MAX_REMEMBERED:
             del self._notes[next(iter(self._notes))]
         self._notes[id_] = note
         heapq.heappush(self._by_due, (note.due_at, id_))
-        if len(self._by_due) > 2 * REMEMBERED_MOST:
+        if len(self._by_due) > 2 * MAX_REMEMBERED:
             self._by_due = [(due_at, id_) for due_at, id_ in self._by_due if self._is_current(due_at, id_)]
             heapq.heapify(self._by_due)
 

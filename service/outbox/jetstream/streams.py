@@ -15,10 +15,10 @@ from service.outbox.jetstream.connection import ApiError, Connection
 
 CONSUMER = "relay"
 ACK_WAIT = 30  # seconds without a word from a relay, after which JetStream gives its events to another
-ACK_WAIT_LEAST = 5  # of an operator's own consumer: what is in work is told of each second or so
+MIN_ACK_WAIT = 5  # of an operator's own consumer: what is in work is told of each second or so
 ACK_PENDING = 100_000  # events that are leased or put back at a time; JetStream walks through all of them now and then
-ACK_PENDING_LEAST = 10_000  # of an operator's own consumer: leases and what is put back have to fit
-MESSAGE_SIZE_LEAST = 64 * 1024  # bytes; an event with its headers has less
+MIN_ACK_PENDING = 10_000  # of an operator's own consumer: leases and what is put back have to fit
+MIN_MESSAGE_SIZE = 64 * 1024  # bytes; an event with its headers has less
 SECOND = 1_000_000_000  # nanoseconds, in which JetStream counts
 OURS = {"made-by": "pointillist-destination"}
 NOT_FOUND = 404
@@ -118,17 +118,17 @@ class Adopted:
     """Seconds without a word from us, after which an event is given to another relay."""
 
 
-async def adopt(connection: Connection, plan: Plan) -> Adopted:
+async def ensure(connection: Connection, plan: Plan) -> Adopted:
     """Make what is missing, and look whether what there is will do.
 
     Raises:
         OutboxUnusableError: it will not do, or JetStream refuses to make it so.
         OutboxFullError: JetStream cannot be asked now.
     """
-    if connection.payload_most < MESSAGE_SIZE_LEAST:
+    if connection.payload_most < MIN_MESSAGE_SIZE:
         raise OutboxUnusableError(
             f"outbox: NATS takes messages of {connection.payload_most} bytes at most (max_payload); events need"
-            f" {MESSAGE_SIZE_LEAST}"
+            f" {MIN_MESSAGE_SIZE}"
         )
     events = await _stream(connection, plan.events_config())
     await _stream(connection, plan.letters_config())
@@ -234,8 +234,8 @@ def stream_differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterato
     ):
         if found.get(key, unset) > 0:
             yield f"{key} is set, and has to be {unset}: {why}"
-    if 0 < found.get("max_msg_size", -1) < MESSAGE_SIZE_LEAST:
-        yield f"max_msg_size is {found['max_msg_size']}, and has to be -1 or at least {MESSAGE_SIZE_LEAST}"
+    if 0 < found.get("max_msg_size", -1) < MIN_MESSAGE_SIZE:
+        yield f"max_msg_size is {found['max_msg_size']}, and has to be -1 or at least {MIN_MESSAGE_SIZE}"
     yield from _set_where_it_must_not(found, "no_ack", "sealed", "deny_delete", "deny_purge", "mirror")
     if found.get("persist_mode", "default") != "default":
         yield "persist_mode is async, and has to be default: else an event is acknowledged before it is on disk"
@@ -258,14 +258,14 @@ def consumer_differences(found: dict[str, Any]) -> Iterator[str]:
         if found.get(key) != right:
             yield f"{key} is {found.get(key)}, and has to be {right}: {why}"
     pending = found.get("max_ack_pending", -1)
-    if 0 <= pending < ACK_PENDING_LEAST:
+    if 0 <= pending < MIN_ACK_PENDING:
         yield (
-            f"max_ack_pending is {pending}, and has to be -1 or at least {ACK_PENDING_LEAST}: events that are put back"
+            f"max_ack_pending is {pending}, and has to be -1 or at least {MIN_ACK_PENDING}: events that are put back"
             " for later count, and at the limit nothing is delivered"
         )
     wait = found.get("ack_wait", 0) / SECOND
-    if wait < ACK_WAIT_LEAST:
-        yield f"ack_wait is {wait:g} s, and has to be at least {ACK_WAIT_LEAST} s: else events in work come twice"
+    if wait < MIN_ACK_WAIT:
+        yield f"ack_wait is {wait:g} s, and has to be at least {MIN_ACK_WAIT} s: else events in work come twice"
     yield from _set_where_it_must_not(
         found, "deliver_subject", "filter_subject", "filter_subjects", "backoff", "headers_only", "inactive_threshold"
     )

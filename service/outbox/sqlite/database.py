@@ -23,9 +23,9 @@ from service.outbox.sqlite.opening import damaged, open_database, take_lock
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
 NEWEST = 2**63 - 1  # above every id
-PRUNE_LEAST = 256  # ids pruned from the window in one transaction, at least
-MOVED_MOST = 500  # dead letters moved or deleted in one transaction
-EXAMINED_MOST = 5000  # dead letters looked at in one go, so that what waits for the writer does not wait for a million
+MIN_PRUNE = 256  # ids pruned from the window in one transaction, at least
+MAX_MOVED = 500  # dead letters moved or deleted in one transaction
+MAX_EXAMINED = 5000  # dead letters looked at in one go, so that what waits for the writer does not wait for a million
 
 
 class DiskRefusedError(OutboxError):
@@ -59,7 +59,7 @@ DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHU
 STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at, traceparent"
 
 
-class SqliteFile:
+class Database:
     """An open outbox file, held by this process alone."""
 
     def __init__(self, path: Path, *, window: float, window_ids: int) -> None:
@@ -318,7 +318,7 @@ class SqliteFile:
 
         Returns how many, and the id to go on after, as in list_dead_letters.
         """
-        letters, reached = self.list_dead_letters(which, after, MOVED_MOST, newest)
+        letters, reached = self.list_dead_letters(which, after, MAX_MOVED, newest)
         for letter in letters:
             self._connection.execute(
                 INSERT_EVENT[1],
@@ -337,7 +337,7 @@ class SqliteFile:
         Returns how many, and the id to go on after, as in list_dead_letters.
         """
         until = self._examined_until(which, after, newest)
-        until = self._nth(*dead_letters.where(which, after, until), MOVED_MOST) or until
+        until = self._nth(*dead_letters.where(which, after, until), MAX_MOVED) or until
         condition, parameters = dead_letters.where(which, after, until)
         count = self._connection.execute(f"DELETE FROM dead_letter WHERE {condition}", parameters).rowcount  # noqa: S608
         change.dead_letters -= count
@@ -347,7 +347,7 @@ class SqliteFile:
         """Up to which id dead letters are looked at in one go; by their ids they are found without a search."""
         if which.ids is not None:
             return newest
-        return self._nth("id > ? AND id <= ?", [after, newest], EXAMINED_MOST) or newest
+        return self._nth("id > ? AND id <= ?", [after, newest], MAX_EXAMINED) or newest
 
     def _nth(self, condition: str, parameters: list[Any], number: int) -> int | None:
         """The id of the dead letter that is the nth to fulfil a condition."""
@@ -364,7 +364,7 @@ class SqliteFile:
 
         Twice what was inserted, so that the window shrinks to its bound however far it is over, without a pause.
         """
-        most = max(2 * inserted, PRUNE_LEAST)
+        most = max(2 * inserted, MIN_PRUNE)
         excess = self.counts.seen + change.seen - self._window_ids
         if excess > 0:
             gone = self._connection.execute(

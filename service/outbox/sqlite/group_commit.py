@@ -10,7 +10,7 @@ from service.outbox.sqlite.counts import Counts
 
 
 @dataclass(slots=True)
-class Round:
+class GroupCommit:
     """What one turn does: settle, put and call in one transaction, then read."""
 
     puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)

@@ -8,11 +8,11 @@ from pathlib import Path
 from service.errors import OutboxUnusableError
 from service.outbox.sqlite.opening import open_read_only
 
-REASONS_MOST = 5
+MAX_REASONS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Inspection:
     """What an outbox file holds."""
 
     problems: tuple[str, ...]
@@ -26,7 +26,7 @@ class Look:
     """The commonest reasons of dead letters, and how many have each."""
 
 
-def look(path: Path) -> Look:
+def look(path: Path) -> Inspection:
     """Look into a file; nothing in it changes.
 
     Raises:
@@ -41,9 +41,9 @@ def look(path: Path) -> Look:
             oldest = connection.execute("SELECT accepted_at, attempts FROM event ORDER BY id LIMIT 1").fetchone()
             reasons = connection.execute(
                 "SELECT reason, count(*) FROM dead_letter GROUP BY reason ORDER BY count(*) DESC LIMIT ?",
-                (REASONS_MOST,),
+                (MAX_REASONS,),
             )
-            return Look(
+            return Inspection(
                 problems if problems != ("ok",) else (), events, size, oldest, dead_letters, tuple(reasons.fetchall())
             )
         except sqlite3.Error as error:

@@ -17,18 +17,18 @@ from typing import TypeVar
 from service.clock import Clock, Timer
 from service.errors import OutboxError, OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Room
+from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
 from service.outbox.sqlite.counts import Counts
-from service.outbox.sqlite.database import NEWEST, SqliteFile
-from service.outbox.sqlite.group_commit import Round
-from service.outbox.sqlite.tail import Tail
+from service.outbox.sqlite.database import NEWEST, Database
+from service.outbox.sqlite.group_commit import GroupCommit
+from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
 
 Result = TypeVar("Result")
 
 SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
-SETTLE_MOST = 1000  # settlements that do not wait any longer
-STUCK_MOST = 20_000  # settlements that could not be written, above which nothing is fetched
+MAX_SETTLE = 1000  # settlements that do not wait any longer
+MAX_STUCK = 20_000  # settlements that could not be written, above which nothing is fetched
 
 
 class SqliteOutbox:
@@ -59,15 +59,15 @@ class SqliteOutbox:
         Raises:
             OutboxUnusableError: the file cannot be used.
         """
-        self._file = SqliteFile(path, window=window, window_ids=window_ids)
+        self._file = Database(path, window=window, window_ids=window_ids)
         self._clock = clock
         folder = path.absolute().parent
-        self._room = Room(bounds, clock, lambda: disk_free(folder) + self._reusable())
+        self._room = Capacity(bounds, clock, lambda: disk_free(folder) + self._reusable())
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
-        self._next = Round()
-        self._writing: Round | None = None
-        self._tail = Tail()
+        self._next = GroupCommit()
+        self._writing: GroupCommit | None = None
+        self._tail = TailCache()
         self._due_at = -inf  # milliseconds; the store holds no event that is due before
         self._counts = self._file.counts  # as of the last round that came back, on the event loop's side
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -93,7 +93,7 @@ class SqliteOutbox:
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
         """Lease events. See Outbox.fetch."""
-        if self._over is not None or (self._next.retries and self._next.settlements() > STUCK_MOST):
+        if self._over is not None or (self._next.retries and self._next.settlements() > MAX_STUCK):
             return []
         now = self._now()
         if self._tail.is_whole and now < self._due_at and not early:
@@ -292,7 +292,7 @@ class SqliteOutbox:
         """See that the next round is handed over: at the end of this turn of the loop, or when it has lingered."""
         if self._writing is not None:
             return
-        if linger and self._next.settlements() < SETTLE_MOST:
+        if linger and self._next.settlements() < MAX_SETTLE:
             if self._timer is None:
                 self._timer_lingers = True
                 self._timer = self._loop.call_later(SETTLE_LINGER, self._hand_over)
@@ -308,10 +308,10 @@ class SqliteOutbox:
         self._timer = None
         if self._closed or self._over is not None:
             return
-        self._writing, self._next = self._next, Round()
+        self._writing, self._next = self._next, GroupCommit()
         self._writer.hand_over(self._writing)
 
-    def _finished(self, done: Round) -> None:
+    def _finished(self, done: GroupCommit) -> None:
         """Take a round back, on the event loop."""
         self._writing = None
         self._counts = self._file.counts
@@ -347,7 +347,7 @@ class SqliteOutbox:
 
     # -- a disk that refuses
 
-    def _note_disk(self, done: Round) -> None:
+    def _note_disk(self, done: GroupCommit) -> None:
         """While the disk refuses, the outbox tries it, not its callers: each of theirs would fail meanwhile."""
         self._room.is_refused = not done.proves_the_disk() and (self._room.is_refused or done.refused)
         if self._room.is_refused and self._trial is None:

@@ -4,11 +4,11 @@ from collections import deque
 
 from service.outbox.base import Stored
 
-EVENTS_MOST = 2048
-BYTES_MOST = 8 * 1024 * 1024
+MAX_EVENTS = 2048
+MAX_BYTES = 8 * 1024 * 1024
 
 
-class Tail:
+class TailCache:
     """While it is whole, it holds every event that was put and not fetched yet; else the store must be read.
 
     It is bounded: a backlog that outgrows it breaks it, and it is whole again once the store has been read to its end.
@@ -25,7 +25,7 @@ class Tail:
             return
         self._events.append(stored)
         self._bytes += len(stored.payload)
-        if len(self._events) > EVENTS_MOST or self._bytes > BYTES_MOST:
+        if len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
             self.forget()
 
     def take(self, limit: int) -> list[Stored]:

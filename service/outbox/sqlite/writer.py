@@ -12,9 +12,9 @@ from service.errors import OutboxFullError
 from service.outbox.base import Stored
 from service.outbox.capacity import DELAY
 from service.outbox.sqlite.counts import Counts
-from service.outbox.sqlite.database import DiskRefusedError, SqliteFile
-from service.outbox.sqlite.group_commit import Round
-from service.outbox.sqlite.tail import Tail
+from service.outbox.sqlite.database import Database, DiskRefusedError
+from service.outbox.sqlite.group_commit import GroupCommit
+from service.outbox.sqlite.tail import TailCache
 
 log = structlog.get_logger()
 
@@ -26,11 +26,11 @@ class Writer:
 
     def __init__(
         self,
-        file: SqliteFile,
-        tail: Tail,
+        file: Database,
+        tail: TailCache,
         *,
         now: Callable[[], int],
-        finished: Callable[[Round], None],
+        finished: Callable[[GroupCommit], None],
         ended: Callable[[], None],
     ) -> None:
         """Start the thread; call on the event loop that will use it.
@@ -53,11 +53,11 @@ class Writer:
         self.reusable = file.reusable()
         self._is_blind = False
         self._loop = asyncio.get_running_loop()
-        self._rounds: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
+        self._rounds: queue.SimpleQueue[GroupCommit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox-writer", daemon=True)
         self._thread.start()
 
-    def hand_over(self, work: Round) -> None:
+    def hand_over(self, work: GroupCommit) -> None:
         """Have a round done. The one before it has to be back."""
         self._rounds.put(work)
 
@@ -86,7 +86,7 @@ class Writer:
             return False
         return True
 
-    def _do(self, work: Round) -> None:
+    def _do(self, work: GroupCommit) -> None:
         if work.puts or work.calls or work.is_trial or work.settlements():
             try:
                 self._commit(work)
@@ -114,7 +114,7 @@ class Writer:
         else:
             self._is_blind = False
 
-    def _commit(self, work: Round) -> None:
+    def _commit(self, work: GroupCommit) -> None:
         """Do all of a round in one transaction; nothing of it is answered before the fsync."""
         done: list[tuple[asyncio.Future[Any], Any]] = []
         new: list[Stored] = []
@@ -143,7 +143,7 @@ class Writer:
         self.commits += 1
         self.committed_events += len(ids) - ids.count(0)
 
-    def _refuse(self, work: Round, error: DiskRefusedError) -> None:
+    def _refuse(self, work: GroupCommit, error: DiskRefusedError) -> None:
         """The disk refused the round: tell the callers, and settle at least, which needs less room."""
         work.refused = True
         full = OutboxFullError(f"the disk of the outbox refuses writes: {error}", DELAY)
@@ -157,12 +157,12 @@ class Writer:
         except Exception:  # noqa: BLE001  # the round that tries them again tells of what is unforeseen
             work.stuck = True
 
-    def _release(self, work: Round) -> None:
+    def _release(self, work: GroupCommit) -> None:
         self._file.release(work.acks)
         self._file.release(nak[0] for nak in work.naks)
         self._file.release(term[0] for term in work.terms)
 
-    def _settle(self, work: Round, change: Counts) -> None:
+    def _settle(self, work: GroupCommit, change: Counts) -> None:
         self._file.ack(work.acks, change)
         for stored, due_at, now, attempted in work.naks:
             self._file.nak(stored, due_at, now, attempted=attempted)

@@ -13,8 +13,8 @@ from service.mapping.mapping import Mapping
 from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Entry, Refusal
 from service.pointillist.answer import Answer, Failure
-from service.relay.flow import REFUSALS_MOST, Cause, State
-from service.relay.relay import WINDOW_MOST
+from service.relay.flow import MAX_REFUSALS, Cause, State
+from service.relay.relay import MAX_WINDOW
 from tests.support import relays
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
@@ -151,7 +151,7 @@ async def test_a_backlog_stays_in_the_outbox_and_not_in_memory(relaying: Relays,
         await running.outbox.put(entries(5000))
         await until(lambda: script.in_flight)
         await turns()
-        assert len(running.relay._window) <= WINDOW_MOST
+        assert len(running.relay._window) <= MAX_WINDOW
         assert running.relay.in_flight <= 16
 
         script.gate.set()
@@ -262,7 +262,7 @@ async def test_a_first_day_of_refusals_costs_a_hundred_events_and_no_more(relayi
         for _ in range(3):
             await probe(running, script, clock)
         await running.outbox.flush()
-        assert (running.outbox.stats().dead_letters, running.outbox.stats().events) == (REFUSALS_MOST, 200)
+        assert (running.outbox.stats().dead_letters, running.outbox.stats().events) == (MAX_REFUSALS, 200)
 
         # when
         script.answer = lambda _: TAKEN

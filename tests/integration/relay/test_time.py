@@ -12,11 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Entry
 from service.outbox.capacity import Bounds
-from service.outbox.deliveries import Deliveries
+from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.sqlite.outbox import SqliteOutbox
 from service.pointillist.answer import Answer
 from service.relay.flow import Flow
-from service.relay.local_sender import Lanes
+from service.relay.local_sender import LocalSender
 from service.relay.relay import Relay
 from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
@@ -73,9 +73,9 @@ async def delivering(folder: Path, clock: HandClock, pointillist: ScriptedPointi
     flow = Flow(256, lambda: 0.999, lambda _: None)
     relay = Relay(
         outbox=outbox,
-        courier=Lanes(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
+        sender=LocalSender(mapping=lambda: mapping, pointillist=pointillist, clock=clock),
         flow=flow,
-        deliveries=Deliveries(),
+        deliveries=DeliveryWaiters(),
         metrics=metrics,
         clock=clock,
         random=lambda: 0.999,

@@ -23,7 +23,7 @@ from service.outbox.base import Entry, Stored
 from service.pointillist.answer import Answer
 from service.pointillist.http import BODY_TIME
 from service.relay.relay import FAULT_DELAY
-from service.relay.worker_pool import STUCK_TIME, Workers, _Worker
+from service.relay.worker_pool import STUCK_TIME, WorkerPool, _Worker
 from service.sandbox.server import Behaviour, Sandbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
@@ -50,8 +50,8 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 def workers_of(running: Relaying) -> list[_Worker]:
     """The workers of a relay that there are."""
-    assert isinstance(running.courier, Workers)
-    return list(running.courier._workers)
+    assert isinstance(running.sender, WorkerPool)
+    return list(running.sender._workers)
 
 
 async def drained(running: Relaying) -> None:
@@ -102,19 +102,19 @@ class Told:
 
 
 @asynccontextmanager
-async def told(url: str, count: int = 1, clock: Clock | None = None) -> AsyncIterator[tuple[Told, Workers]]:
+async def told(url: str, count: int = 1, clock: Clock | None = None) -> AsyncIterator[tuple[Told, WorkerPool]]:
     """Have workers work without a relay."""
-    orders = Told()
-    workers = Workers(
+    host = Told()
+    workers = WorkerPool(
         count,
         set_up_for(url),
         mapping=lambda: BUILT_IN,
         token=lambda: "token",
         clock=clock or SystemClock(),
     )
-    workers.serve(orders)
+    workers.serve(host)
     try:
-        yield orders, workers
+        yield host, workers
     finally:
         await workers.stop(0.0)
 
@@ -123,15 +123,15 @@ async def told(url: str, count: int = 1, clock: Clock | None = None) -> AsyncIte
 
 
 async def test_two_events_that_have_one_id_in_two_streams_are_each_answered(sandbox: Sandbox) -> None:
-    async with told(sandbox.url) as (orders, workers):
+    async with told(sandbox.url) as (host, workers):
         await until(lambda: workers.alive)
-        orders.give(1, 2)
-        orders.waiting[1] = orders.waiting[1]._replace(id=1)
+        host.give(1, 2)
+        host.waiting[1] = host.waiting[1]._replace(id=1)
 
         workers.look()
 
         await until(lambda: workers.in_flight == 0)
-        assert orders.answers == {1: Answer(200)}
+        assert host.answers == {1: Answer(200)}
         assert workers.restarts == 0
 
 
@@ -159,28 +159,28 @@ async def test_a_new_mapping_and_a_new_token_are_used_from_the_next_event_on(san
     # given
     sources, tokens = iter(("One", "One", "Two")), iter(("one", "two", "two"))
     answers = {"one": 401, "two": 200}
-    orders = Told()
+    host = Told()
     mappings = {name: compile_mapping(f'event_source = "{name}"', name) for name in ("One", "Two")}
     sandbox._token = b"two"
-    workers = Workers(
+    workers = WorkerPool(
         1,
         set_up_for(sandbox.url),
         mapping=lambda: mappings[next(sources)],
         token=lambda: next(tokens),
         clock=SystemClock(),
     )
-    workers.serve(orders)
+    workers.serve(host)
 
     # when
     for number in (1, 2, 3):
-        orders.give(number)
+        host.give(number)
         await until(lambda: workers.alive)
         workers.look()
-        await until(lambda number=number: number in orders.answers)  # type: ignore[misc]  # it is bound here
+        await until(lambda number=number: number in host.answers)  # type: ignore[misc]  # it is bound here
     await workers.stop(1.0)
 
     # then
-    assert [answer.status for answer in orders.answers.values()] == [answers["one"], answers["two"], answers["two"]]
+    assert [answer.status for answer in host.answers.values()] == [answers["one"], answers["two"], answers["two"]]
     assert [taken.record["eventSource"] for taken in sandbox.records] == ["One", "Two"]
 
 
@@ -239,8 +239,8 @@ async def test_what_a_killed_worker_held_is_sent_again_and_the_other_one_goes_on
 
         # then
         await until(lambda: len(workers_of(running)) == 2)
-        assert isinstance(running.courier, Workers)
-        assert (running.courier.restarts, running.courier.in_flight) == (1, 0)
+        assert isinstance(running.sender, WorkerPool)
+        assert (running.sender.restarts, running.sender.in_flight) == (1, 0)
         assert other in workers_of(running)
         assert running.outbox.stats().dead_letters == 0
     assert set(script.posts) == {one.message_id for one in entries(200)}
@@ -282,9 +282,9 @@ async def test_a_server_that_stood_still_calls_no_worker_stuck(sandbox: Sandbox)
     # given
     clock = HandClock()
     sandbox.behaviour = Behaviour({"hang": 1.0})
-    async with told(sandbox.url, clock=clock) as (orders, workers):
+    async with told(sandbox.url, clock=clock) as (host, workers):
         await until(lambda: workers.alive)
-        orders.give(1)
+        host.give(1)
         workers.look()
         await until(lambda: sandbox.in_flight)
 
@@ -321,31 +321,31 @@ def test_a_frame_to_a_worker_that_has_just_ended_is_left_unsent() -> None:
 
 
 async def test_workers_that_cannot_work_are_not_able_to_and_hold_no_event() -> None:
-    async with told("ftp://nowhere") as (orders, workers):
-        orders.give(1)
+    async with told("ftp://nowhere") as (host, workers):
+        host.give(1)
         assert workers.is_able
 
         await until(lambda: workers.restarts)
         workers.look()
 
         assert not workers.is_able
-        assert (workers.alive, workers.in_flight, len(orders.waiting)) == (0, 0, 1)
+        assert (workers.alive, workers.in_flight, len(host.waiting)) == (0, 0, 1)
 
 
 # -- counts and settling
 
 
 async def test_an_error_in_settling_keeps_its_event_and_no_count_goes_wrong(sandbox: Sandbox) -> None:
-    async with told(sandbox.url) as (orders, workers):
+    async with told(sandbox.url) as (host, workers):
         await until(lambda: workers.alive)
-        orders.refuses = True
-        orders.give(1, 2, 3)
+        host.refuses = True
+        host.give(1, 2, 3)
 
         workers.look()
         await until(lambda: workers.in_flight == 0)
 
-        assert len(orders.failures) == 1
-        assert {*orders.failures, *orders.answers} == {1, 2, 3}
+        assert len(host.failures) == 1
+        assert {*host.failures, *host.answers} == {1, 2, 3}
         assert workers.restarts == 0
 
 
@@ -353,13 +353,13 @@ async def test_an_error_in_settling_keeps_its_event_and_no_count_goes_wrong(sand
 
 
 async def test_stopping_does_not_wait_for_a_worker_that_reads_nothing(sandbox: Sandbox) -> None:
-    async with told(sandbox.url) as (orders, workers):
+    async with told(sandbox.url) as (host, workers):
         # given more than fits into a socket
         await until(lambda: workers.alive)
         [worker] = workers._workers
         os.kill(worker.process.pid, signal.SIGSTOP)
-        orders.most = 10_000
-        orders.give(*range(10_000))
+        host.most = 10_000
+        host.give(*range(10_000))
         workers.look()
         assert worker.writer.transport.get_write_buffer_size()
 
@@ -369,12 +369,12 @@ async def test_stopping_does_not_wait_for_a_worker_that_reads_nothing(sandbox: S
 
         # then
         assert not is_alive(worker.process.pid)
-        assert (workers.in_flight, orders.losses) == (0, [])
+        assert (workers.in_flight, host.losses) == (0, [])
 
 
 @pytest.mark.parametrize("moment", [lambda _: True, lambda _: children(os.getpid()), lambda workers: workers.alive])
 async def test_stopping_at_any_moment_of_a_start_leaves_no_process(
-    sandbox: Sandbox, moment: Callable[[Workers], object]
+    sandbox: Sandbox, moment: Callable[[WorkerPool], object]
 ) -> None:
     before = children(os.getpid())
     async with told(sandbox.url, count=2) as (_, workers):

@@ -16,10 +16,10 @@ from pointillist_destination.v1.dead_letter_service_pb2 import ListRequest
 from pointillist_destination.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from service.events.batch_frame import count_events
-from service.intake.token_bucket import Bucket
+from service.intake.token_bucket import TokenBucket
 from service.server.auth import Admission
 from service.server.calls import NOBODY, Context, Stream
-from service.server.status import Fault
+from service.server.status import StatusError
 from service.telemetry.grpc_metrics import RpcMetrics
 from tests.support.events import event, track
 from tests.support.servers import SERVING, Serving, failed, failure, serving
@@ -155,14 +155,14 @@ async def test_a_stream_that_is_old_reads_no_more_and_tells_the_caller_to_open_a
 
     # and an old one
     old = Stream(context, meter, NOBODY, count_events, age_most=-1.0)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(StatusError) as caught:
         await old.read()
     assert (caught.value.status.code, caught.value.retry_after) == (code_pb2.UNAVAILABLE, 0.0)
     assert old.received == 0
 
 
 async def test_a_batch_counts_as_many_events_as_it_holds() -> None:
-    bucket = Bucket(1.0, 10.0, lambda: 0.0)
+    bucket = TokenBucket(1.0, 10.0, lambda: 0.0)
     stream = Stream(
         cast("Context", Endless()),
         RpcMetrics().meter("bidi_stream", "service", "method"),

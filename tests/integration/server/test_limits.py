@@ -26,13 +26,13 @@ from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.events.batch_frame import count_events
 from service.events.validation import Violation
 from service.intake.byte_budget import ByteBudget, StreamBudget
-from service.intake.token_bucket import Bucket
+from service.intake.token_bucket import TokenBucket
 from service.outbox.base import Refusal
 from service.sandbox.server import Behaviour
 from service.server import status
 from service.server.auth import Admission
 from service.server.calls import NOBODY, Context, Stream
-from service.server.status import Fault, cut
+from service.server.status import StatusError, cut
 from service.telemetry.grpc_metrics import RpcMetrics
 from tests.integration.processes import running_sandbox, running_server
 from tests.support.events import event, track
@@ -41,7 +41,7 @@ from tests.support.waiting import turns
 
 MIB = 1024 * 1024
 STREAMS = 30
-MEMORY_MOST = 250  # MiB more than before; without a bound the same streams come to about 400, with one to about 80
+MAX_MEMORY = 250  # MiB more than before; without a bound the same streams come to about 400, with one to about 80
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_a_text_is_cut_to_so_many_bytes_and_left_alone_where_it_has_no_more(text
 )
 def test_the_status_of_any_faults_is_small_enough_for_a_header(violations: list[Violation]) -> None:
     told = status.invalid(violations).status
-    assert told.ByteSize() <= status.STATUS_MOST
-    assert len(told.message.encode()) <= status.MESSAGE_MOST
+    assert told.ByteSize() <= status.MAX_STATUS
+    assert len(told.message.encode()) <= status.MAX_MESSAGE
 
 
 def test_a_message_tells_how_many_faults_there_are_and_the_first() -> None:
@@ -111,9 +111,9 @@ async def test_an_event_of_many_megabytes_with_thousands_of_faults_is_one_fault(
 def test_what_pointillist_said_is_cut_to_what_a_header_holds(detail: str) -> None:
     told = status.refused_by_pointillist("😀" * 100, Refusal("400", 400, detail)).status
 
-    assert len(told.message.encode()) <= status.MESSAGE_MOST
+    assert len(told.message.encode()) <= status.MAX_MESSAGE
     assert told.message.endswith("it is a dead letter now")
-    assert told.ByteSize() <= status.STATUS_MOST
+    assert told.ByteSize() <= status.MAX_STATUS
 
 
 async def test_who_waits_hears_of_a_refusal_in_many_words_of_any_script(server: Serving) -> None:
@@ -273,7 +273,7 @@ async def test_callers_that_never_read_their_answers_fill_no_memory_and_hold_up_
             await until_at_rest(server.process)
 
             # then
-            assert memory_of(server.process) - before < MEMORY_MOST
+            assert memory_of(server.process) - before < MAX_MEMORY
 
             # and others are served
             answer = await EventServiceStub(ours).Track(TrackRequest(track=track(1)), timeout=20)
@@ -315,7 +315,7 @@ def reading(context: object, admission: Admission = NOBODY, *, idle_most: float)
 
 
 async def test_a_stream_on_which_nothing_comes_is_ended() -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(StatusError) as caught:
         await reading(Silent(), idle_most=0.0).read()
     assert (caught.value.status.code, caught.value.retry_after) == (code_pb2.UNAVAILABLE, 0.0)
 
@@ -323,7 +323,7 @@ async def test_a_stream_on_which_nothing_comes_is_ended() -> None:
 async def test_a_stream_that_is_slowed_for_its_rate_is_not_idle_meanwhile() -> None:
     # given a caller that owes more time than a stream may be idle
     loop = asyncio.get_running_loop()
-    bucket = Bucket(100.0, 1.0, loop.time)
+    bucket = TokenBucket(100.0, 1.0, loop.time)
     bucket.charge(21)
     assert bucket.debt() > 0.1
 

@@ -20,7 +20,7 @@ from pointillist_destination.v1 import (
     event_service_pb2,
     event_service_pb2_grpc,
 )
-from service.server.grpc_server import MESSAGE_SIZE_MOST
+from service.server.grpc_server import MAX_MESSAGE_SIZE
 from tests.integration.processes import PROJECT, running_sandbox, running_server, until_taken
 from tests.support.events import event, track
 from tests.support.waiting import until
@@ -84,7 +84,7 @@ def test_only_unavailable_is_tried_again_and_streams_are_left_to_their_callers(
 
 
 def test_a_request_may_be_as_large_as_the_server_takes_and_no_larger(methods: dict[str, dict[str, Any]]) -> None:
-    assert {config["maxRequestMessageBytes"] for config in methods.values()} == {MESSAGE_SIZE_MOST}
+    assert {config["maxRequestMessageBytes"] for config in methods.values()} == {MAX_MESSAGE_SIZE}
 
 
 class _HeldOpen:

@@ -14,7 +14,7 @@ import structlog
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Sandbox
-from service.telemetry.access_log import FAILED_LINES_MOST, OK_LINES_MOST, AccessLog, host
+from service.telemetry.access_log import MAX_FAILED_LINES, MAX_OK_LINES, AccessLog, host
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
 from tests.support.waiting import until
@@ -58,17 +58,17 @@ def test_a_busy_healthy_method_has_few_lines_a_second_that_say_how_many_were_lef
     clock = Hand()
     log = AccessLog(clock)
     with structlog.testing.capture_logs() as lines:
-        note(log, times=OK_LINES_MOST + 25)
+        note(log, times=MAX_OK_LINES + 25)
         clock.now += 1
         note(log, times=2)
-    assert len(lines) == OK_LINES_MOST + 2
+    assert len(lines) == MAX_OK_LINES + 2
     assert [line.get("suppressed") for line in lines[-2:]] == [25, None]
 
 
 def test_calls_that_fail_are_not_hidden_by_those_that_do_not() -> None:
     log = AccessLog(Hand())
     with structlog.testing.capture_logs() as lines:
-        note(log, times=OK_LINES_MOST * 3)
+        note(log, times=MAX_OK_LINES * 3)
         note(log, "UNAVAILABLE", times=50)
     assert [line["code"] for line in lines].count("UNAVAILABLE") == 50
 
@@ -76,8 +76,8 @@ def test_calls_that_fail_are_not_hidden_by_those_that_do_not() -> None:
 def test_calls_that_fail_do_not_fill_the_disk_either() -> None:
     log = AccessLog(Hand())
     with structlog.testing.capture_logs() as lines:
-        note(log, "UNAUTHENTICATED", times=FAILED_LINES_MOST * 5)
-    assert len(lines) == FAILED_LINES_MOST
+        note(log, "UNAUTHENTICATED", times=MAX_FAILED_LINES * 5)
+    assert len(lines) == MAX_FAILED_LINES
 
 
 @pytest.mark.parametrize(

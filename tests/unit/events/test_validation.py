@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_pb2
 from service.events.validation import (
-    DEPTH_MOST,
-    EVENT_SIZE_MOST,
-    MESSAGE_ID_MOST,
-    NANOS_MOST,
-    PATH_MOST,
-    SECONDS_LEAST,
-    SECONDS_MOST,
-    VIOLATIONS_MOST,
+    MAX_DEPTH,
+    MAX_EVENT_SIZE,
+    MAX_MESSAGE_ID,
+    MAX_NANOS,
+    MAX_PATH,
+    MAX_SECONDS,
+    MAX_VIOLATIONS,
+    MIN_SECONDS,
 )
 from service.events.validation import violations as violations_of
 from service.server.event_service import serialise
@@ -73,9 +73,9 @@ def test_every_fault_is_found_at_once() -> None:
     message = track(
         user_id="",
         event="",
-        message_id="x" * (MESSAGE_ID_MOST + 1),
+        message_id="x" * (MAX_MESSAGE_ID + 1),
         properties={"price": math.nan, "list": [1, math.inf]},
-        timestamp=Timestamp(seconds=SECONDS_MOST + 1, nanos=-1),
+        timestamp=Timestamp(seconds=MAX_SECONDS + 1, nanos=-1),
     )
     message.context.location.latitude = math.inf
     assert violations(message).keys() == {
@@ -92,7 +92,7 @@ def test_every_fault_is_found_at_once() -> None:
 
 @pytest.mark.parametrize("character", ["x", "é", "😀"])
 def test_a_message_id_may_have_a_hundred_code_points(character: str) -> None:
-    assert violations(track(message_id=character * MESSAGE_ID_MOST)) == {}
+    assert violations(track(message_id=character * MAX_MESSAGE_ID)) == {}
     assert "101 characters" in violations(track(message_id=character * 101))["track.message_id"]
 
 
@@ -123,75 +123,75 @@ def test_text_that_looks_like_a_number_that_is_not_finite_is_no_fault() -> None:
 
 @pytest.mark.parametrize("field", ["traits", "integrations"])
 def test_thirty_two_levels_are_allowed_and_no_more(field: str) -> None:
-    assert violations(identify(**{field: nested(DEPTH_MOST)})) == {}
-    [(path, description)] = violations(identify(**{field: nested(DEPTH_MOST + 1)})).items()
-    assert path == f"identify.{field}" + ".a" * DEPTH_MOST
+    assert violations(identify(**{field: nested(MAX_DEPTH)})) == {}
+    [(path, description)] = violations(identify(**{field: nested(MAX_DEPTH + 1)})).items()
+    assert path == f"identify.{field}" + ".a" * MAX_DEPTH
     assert "32 levels" in description
 
 
 def test_arrays_are_levels_too() -> None:
-    assert violations(track(properties=nested_lists(DEPTH_MOST))) == {}
-    assert violations(track(properties=nested_lists(DEPTH_MOST + 1))).keys() == {
-        "track.properties.a" + "[0]" * (DEPTH_MOST - 1)
+    assert violations(track(properties=nested_lists(MAX_DEPTH))) == {}
+    assert violations(track(properties=nested_lists(MAX_DEPTH + 1))).keys() == {
+        "track.properties.a" + "[0]" * (MAX_DEPTH - 1)
     }
 
 
 @pytest.mark.parametrize("innermost", [{}, []])
 def test_an_empty_object_or_array_is_a_level_too(innermost: object) -> None:
-    assert violations(track(properties=nested(DEPTH_MOST - 1, innermost))) == {}
-    assert len(violations(track(properties=nested(DEPTH_MOST, innermost)))) == 1
+    assert violations(track(properties=nested(MAX_DEPTH - 1, innermost))) == {}
+    assert len(violations(track(properties=nested(MAX_DEPTH, innermost)))) == 1
 
 
 def test_an_event_of_32_kib_is_allowed_and_no_more() -> None:
     def sized(size: int) -> event_pb2.Track:
         return track(properties={"a": "x" * size})
 
-    overhead = event_pb2.Event(track=sized(EVENT_SIZE_MOST // 2)).ByteSize() - EVENT_SIZE_MOST // 2
-    assert violations(sized(EVENT_SIZE_MOST - overhead)) == {}
-    assert "32769 bytes" in violations(sized(EVENT_SIZE_MOST - overhead + 1))["track"]
+    overhead = event_pb2.Event(track=sized(MAX_EVENT_SIZE // 2)).ByteSize() - MAX_EVENT_SIZE // 2
+    assert violations(sized(MAX_EVENT_SIZE - overhead)) == {}
+    assert "32769 bytes" in violations(sized(MAX_EVENT_SIZE - overhead + 1))["track"]
 
 
 def test_the_values_of_an_event_that_is_too_large_are_not_looked_at() -> None:
-    assert violations(track(properties={"a": "x" * EVENT_SIZE_MOST, "b": math.nan})).keys() == {"track"}
+    assert violations(track(properties={"a": "x" * MAX_EVENT_SIZE, "b": math.nan})).keys() == {"track"}
 
 
-@pytest.mark.parametrize("count", [VIOLATIONS_MOST - 1, VIOLATIONS_MOST])
+@pytest.mark.parametrize("count", [MAX_VIOLATIONS - 1, MAX_VIOLATIONS])
 def test_so_many_faults_are_all_told(count: int) -> None:
     found = violations(track(properties={"list": [math.nan] * count}))
     assert found.keys() == {f"track.properties.list[{index}]" for index in range(count)}
 
 
-@pytest.mark.parametrize("count", [VIOLATIONS_MOST + 1, 1000])
+@pytest.mark.parametrize("count", [MAX_VIOLATIONS + 1, 1000])
 def test_of_more_faults_the_first_are_told_and_that_there_are_more(count: int) -> None:
     found = violations_of(message := track(user_id="", properties={"list": [math.nan] * count}), serialise(message))
-    assert len(found) == VIOLATIONS_MOST + 1
+    assert len(found) == MAX_VIOLATIONS + 1
     assert found[0].field == "track.user_id"
-    assert found[-1] == ("track", f"has more faults than these {VIOLATIONS_MOST}")
+    assert found[-1] == ("track", f"has more faults than these {MAX_VIOLATIONS}")
 
 
 @pytest.mark.parametrize("key", ["k" * 15_000, "é" * 1_000, "a." * 1_000])
 def test_a_long_path_is_cut_at_its_end(key: str) -> None:
     message = track(properties={"short": {key: [{"deeper": math.nan}] * 9}})
     for path, _ in violations_of(message, serialise(message)):
-        assert len(path) == PATH_MOST
+        assert len(path) == MAX_PATH
         assert path.startswith(f"track.properties.short.{key[:100]}")
         assert path.endswith("…")
 
 
-@given(length=st.integers(PATH_MOST - 30, PATH_MOST + 5))
+@given(length=st.integers(MAX_PATH - 30, MAX_PATH + 5))
 def test_a_path_is_whole_while_it_is_short_enough(length: int) -> None:
     whole = f"track.properties.{'k' * (length - 20)}[0]"
     [path] = violations(track(properties={"k" * (length - 20): [math.nan]}))
-    assert path == whole if len(whole) < PATH_MOST else path == f"{whole[: PATH_MOST - 1]}…"
+    assert path == whole if len(whole) < MAX_PATH else path == f"{whole[: MAX_PATH - 1]}…"
 
 
 @pytest.mark.parametrize("field", ["timestamp", "original_timestamp", "sent_at", "received_at"])
 def test_a_timestamp_is_within_the_years_1_to_9999(field: str) -> None:
-    for good in (Timestamp(seconds=SECONDS_LEAST), Timestamp(seconds=SECONDS_MOST, nanos=NANOS_MOST), Timestamp()):
+    for good in (Timestamp(seconds=MIN_SECONDS), Timestamp(seconds=MAX_SECONDS, nanos=MAX_NANOS), Timestamp()):
         assert violations(track(**{field: good})) == {}
-    for seconds in (SECONDS_LEAST - 1, SECONDS_MOST + 1, 2**63 - 1, -(2**63)):
+    for seconds in (MIN_SECONDS - 1, MAX_SECONDS + 1, 2**63 - 1, -(2**63)):
         assert violations(track(**{field: Timestamp(seconds=seconds)})).keys() == {f"track.{field}.seconds"}
-    for nanos in (-1, NANOS_MOST + 1, 2**31 - 1):
+    for nanos in (-1, MAX_NANOS + 1, 2**31 - 1):
         assert violations(track(**{field: Timestamp(nanos=nanos)})).keys() == {f"track.{field}.nanos"}
 
 
@@ -208,11 +208,11 @@ def is_good(value: object, depth: int = 1) -> bool:
         return math.isfinite(value)
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
-        return depth <= DEPTH_MOST and all(is_good(item, depth + 1) for item in inner)
+        return depth <= MAX_DEPTH and all(is_good(item, depth + 1) for item in inner)
     return True
 
 
-@given(leaf=JSON, levels=st.integers(0, DEPTH_MOST + 2), is_list=st.booleans())
+@given(leaf=JSON, levels=st.integers(0, MAX_DEPTH + 2), is_list=st.booleans())
 def test_the_quick_look_at_the_bytes_agrees_with_the_rule(leaf: object, levels: int, is_list: bool) -> None:
     # given
     value = leaf

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from service.errors import SettingsError
 from service.intake.callers import Callers, CallersFile, read_callers
-from service.intake.token_bucket import Bucket
-from service.server.auth import Gate
-from service.server.status import Fault
+from service.intake.token_bucket import TokenBucket
+from service.server.auth import Authenticator
+from service.server.status import StatusError
 
 TOKEN = "a-token-of-checkout"
 OTHER = "a-token-of-billing"
@@ -183,7 +183,7 @@ class Hand:
 
 def test_a_burst_passes_and_then_as_many_as_flow_in() -> None:
     clock = Hand()
-    bucket = Bucket(10.0, 3.0, clock)
+    bucket = TokenBucket(10.0, 3.0, clock)
     assert [bucket.take() for _ in range(3)] == [0.0, 0.0, 0.0]
     assert bucket.take() == pytest.approx(0.1)
     clock.now += 0.1001
@@ -193,7 +193,7 @@ def test_a_burst_passes_and_then_as_many_as_flow_in() -> None:
 
 def test_a_batch_overdraws_and_is_paid_back_by_time() -> None:
     clock = Hand()
-    bucket = Bucket(10.0, 5.0, clock)
+    bucket = TokenBucket(10.0, 5.0, clock)
     assert bucket.debt() == 0.0
     bucket.charge(25)
     assert bucket.debt() == pytest.approx(2.0)
@@ -211,7 +211,7 @@ def test_no_more_passes_than_the_burst_and_what_flowed_in(
     per_second: float, burst: float, steps: list[tuple[float, int]]
 ) -> None:
     clock = Hand()
-    bucket = Bucket(per_second, burst, clock)
+    bucket = TokenBucket(per_second, burst, clock)
     passed = 0
     for pause, tries in steps:
         clock.now += pause
@@ -222,12 +222,12 @@ def test_no_more_passes_than_the_burst_and_what_flowed_in(
 # -- the gate
 
 
-def gate(callers: Callers, clock: Hand | None = None) -> tuple[Gate, list[str]]:
+def authenticator(callers: Callers, clock: Hand | None = None) -> tuple[Authenticator, list[str]]:
     counted: list[str] = []
-    return Gate(lambda: callers, clock or Hand(), counted.append), counted
+    return Authenticator(lambda: callers, clock or Hand(), counted.append), counted
 
 
-def reason(fault: Fault) -> str:
+def reason(fault: StatusError) -> str:
     info = error_details_pb2.ErrorInfo()
     assert fault.status.details[0].Unpack(info)
     return str(info.reason)
@@ -245,8 +245,8 @@ def reason(fault: Fault) -> str:
     ],
 )
 def test_without_a_right_token_nobody_is_let_in(value: str | None, expected: str) -> None:
-    door, counted = gate(read_callers(CHECKOUT))
-    with pytest.raises(Fault) as caught:
+    door, counted = authenticator(read_callers(CHECKOUT))
+    with pytest.raises(StatusError) as caught:
         door.admit(() if value is None else (("authorization", value),), TRACK)
     assert (caught.value.status.code, reason(caught.value)) == (code_pb2.UNAUTHENTICATED, expected)
     assert OTHER not in caught.value.status.message
@@ -255,22 +255,22 @@ def test_without_a_right_token_nobody_is_let_in(value: str | None, expected: str
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_right_token_is_let_in(scheme: str) -> None:
-    door, counted = gate(read_callers(CHECKOUT))
+    door, counted = authenticator(read_callers(CHECKOUT))
     admission = door.admit((("user-agent", "x"), ("authorization", f"{scheme} {TOKEN}")), TRACK)
     assert (admission.caller, admission.bucket) == ("checkout", None)
     assert counted == ["checkout"]
 
 
 def test_a_known_caller_is_not_let_in_where_it_is_not_allowed() -> None:
-    door, _ = gate(read_callers(CHECKOUT))
-    with pytest.raises(Fault) as caught:
+    door, _ = authenticator(read_callers(CHECKOUT))
+    with pytest.raises(StatusError) as caught:
         door.admit((("authorization", f"Bearer {TOKEN}"),), LIST)
     assert (caught.value.status.code, reason(caught.value)) == (code_pb2.PERMISSION_DENIED, "NOT_ALLOWED")
 
 
 def test_all_calls_of_a_caller_share_its_rate_until_the_file_gives_it_another() -> None:
     current = [read_callers(CHECKOUT + "events_per_second = 5")]
-    door = Gate(lambda: current[0], Hand(), lambda _: None)
+    door = Authenticator(lambda: current[0], Hand(), lambda _: None)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
     first = door.admit(metadata, TRACK).bucket
     assert first is not None

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from service.pointillist.answer import Answer, Failure
 from service.relay.flow import (
-    FAILURES_MOST,
     FAILURES_TELLING,
+    MAX_FAILURES,
+    MAX_PROBE_DELAY,
+    MAX_REFUSALS,
     PROBE_DELAY,
-    PROBE_DELAY_MOST,
-    REFUSALS_MOST,
     SLOW_DOWN_DELAY,
     START_LIMIT,
     Cause,
@@ -103,7 +103,7 @@ def test_an_answer_about_the_setup_begins_probing_when_what_passed_was_sent_befo
 @pytest.mark.parametrize("failure", [503, 500, 408, Failure.TIMEOUT, Failure.REFUSED, Failure.DNS])
 def test_failures_in_a_row_begin_probing(failure: int | Failure) -> None:
     bench = Bench()
-    for _ in range(FAILURES_MOST - 1):
+    for _ in range(MAX_FAILURES - 1):
         assert bench.answer(failure) is Verdict.NAK
     assert bench.flow.state is State.FLOWING
 
@@ -114,7 +114,7 @@ def test_failures_in_a_row_begin_probing(failure: int | Failure) -> None:
 def test_failures_with_successes_between_them_leave_it_flowing() -> None:
     bench = Bench()
     for _ in range(5):
-        for _ in range(FAILURES_MOST - 1):
+        for _ in range(MAX_FAILURES - 1):
             bench.answer(503)
         bench.answer(200)
     assert bench.changes == []
@@ -151,7 +151,7 @@ def test_a_2xx_that_was_sent_before_the_probing_makes_it_flow_again_too() -> Non
 def test_an_event_refused_for_good_ends_an_outage() -> None:
     bench = Bench()
     bench.answer(200)
-    for _ in range(FAILURES_MOST):
+    for _ in range(MAX_FAILURES):
         bench.answer(503)
     bench.wait_for_probe()
 
@@ -175,7 +175,7 @@ def test_probes_go_one_at_a_time_with_delays_that_double_up_to_a_cap() -> None:
         assert bench.limit == 0
 
     share = 0.5 + 0.5 * JITTER
-    assert waits == pytest.approx([min(PROBE_DELAY * 2**n, PROBE_DELAY_MOST) * share for n in range(12)])
+    assert waits == pytest.approx([min(PROBE_DELAY * 2**n, MAX_PROBE_DELAY) * share for n in range(12)])
 
 
 def test_what_was_in_flight_when_the_probing_began_delays_no_probe() -> None:
@@ -272,8 +272,8 @@ def test_the_limit_does_not_grow_while_it_is_not_the_limit() -> None:
 def test_a_hundred_refusals_with_nothing_taken_since_the_start_mean_a_wrong_setup() -> None:
     # given
     bench = Bench()
-    verdicts = [bench.answer(400) for _ in range(REFUSALS_MOST)]
-    assert verdicts == [Verdict.TERM] * REFUSALS_MOST
+    verdicts = [bench.answer(400) for _ in range(MAX_REFUSALS)]
+    assert verdicts == [Verdict.TERM] * MAX_REFUSALS
     assert bench.changes == [(State.PROBING, Cause.REFUSALS)]
 
     # when
@@ -287,20 +287,20 @@ def test_a_hundred_refusals_with_nothing_taken_since_the_start_mean_a_wrong_setu
 def test_refusals_in_flight_when_the_hundredth_came_are_kept() -> None:
     bench = Bench()
     sent_at = bench.now
-    verdicts = [bench.answer(422, sent_at=sent_at) for _ in range(REFUSALS_MOST + 30)]
-    assert verdicts == [Verdict.TERM] * REFUSALS_MOST + [Verdict.NAK] * 30
+    verdicts = [bench.answer(422, sent_at=sent_at) for _ in range(MAX_REFUSALS + 30)]
+    assert verdicts == [Verdict.TERM] * MAX_REFUSALS + [Verdict.NAK] * 30
 
 
 def test_refusals_never_stop_what_took_an_event_once() -> None:
     bench = Bench()
     bench.answer(200)
-    assert {bench.answer(400) for _ in range(3 * REFUSALS_MOST)} == {Verdict.TERM}
+    assert {bench.answer(400) for _ in range(3 * MAX_REFUSALS)} == {Verdict.TERM}
     assert bench.flow.state is State.FLOWING
 
 
 def test_refusals_are_given_up_again_once_one_event_was_taken() -> None:
     bench = Bench()
-    for _ in range(REFUSALS_MOST):
+    for _ in range(MAX_REFUSALS):
         bench.answer(400)
     bench.wait_for_probe()
     bench.answer(200)
@@ -310,7 +310,7 @@ def test_refusals_are_given_up_again_once_one_event_was_taken() -> None:
 def test_a_first_day_that_also_fills_the_dead_letters_probes_on_once_they_have_room() -> None:
     # given a hundred refusals, of which the last left no room for another dead letter
     bench = Bench()
-    for _ in range(REFUSALS_MOST):
+    for _ in range(MAX_REFUSALS):
         bench.answer(400)
     bench.flow.pause(Cause.DEAD_LETTERS_FULL)
     bench.flow.unpause(bench.now)

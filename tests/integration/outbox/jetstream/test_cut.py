@@ -19,7 +19,7 @@ from pointillist_destination.v1.event_service_pb2 import (
 from service.clock import SystemClock
 from service.errors import OutboxFullError
 from service.outbox.jetstream.dead_letters import READ_AT_ONCE
-from service.outbox.jetstream.streams import ACK_WAIT_LEAST, Plan
+from service.outbox.jetstream.streams import MIN_ACK_WAIT, Plan
 from tests.support.cut import CuttableProxy, cuttable
 from tests.support.events import entries, event, track
 from tests.support.nats import NatsServer
@@ -29,7 +29,7 @@ from tests.support.servers import NAME, NOT_SERVING, SERVING, Failed, Serving, f
 from tests.support.waiting import until
 
 CALLERS = 4
-ACK_WAIT = float(ACK_WAIT_LEAST)  # seconds after which JetStream gives an event again of which it hears nothing
+ACK_WAIT = float(MIN_ACK_WAIT)  # seconds after which JetStream gives an event again of which it hears nothing
 PAUSE = 0.05  # seconds until a caller that was refused tries again, which is less than it is told to wait
 CALL_DEADLINE = 15.0  # seconds that a caller gives an answer; an UNAVAILABLE has to come before
 CHECKS = 20  # other calls that pass while a stream is not read

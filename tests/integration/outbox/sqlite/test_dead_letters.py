@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.outbox.base import DeadLetterFilter
-from service.outbox.sqlite.database import EXAMINED_MOST
+from service.outbox.sqlite.database import MAX_EXAMINED
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entry
@@ -74,7 +74,7 @@ async def test_events_are_taken_while_many_dead_letters_are_searched(outbox: Sql
 
     # then none waited for more than a part of the search
     assert await searching in (0, [])
-    assert puts >= MANY // EXAMINED_MOST
+    assert puts >= MANY // MAX_EXAMINED
 
 
 async def test_a_page_of_dead_letters_is_filled_from_far_apart(outbox: SqliteOutbox) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.outbox.sqlite.database import DiskRefusedError, SqliteFile
+from service.outbox.sqlite.database import Database, DiskRefusedError
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
@@ -108,7 +108,7 @@ async def test_a_message_id_that_comes_again_after_its_time_takes_one_place_in_t
 
 
 async def test_message_ids_forgotten_by_a_transaction_that_is_rolled_back_are_not_counted(path: Path) -> None:
-    file = SqliteFile(path, window=WINDOW, window_ids=10)
+    file = Database(path, window=WINDOW, window_ids=10)
     with closing(file):
         with file.transaction() as change:
             file.put(entries(10), 1000, change)
