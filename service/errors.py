@@ -6,7 +6,9 @@
     ├── SegmentJsonError        a line of Segment JSON cannot be taken
     └── OutboxError
         ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
-        └── OutboxFullError     no room now; trying again later makes sense
+        └── OutboxUnavailableError      nothing is stored now; trying again later makes sense
+            ├── OutboxFullError         a bound of the outbox or of its disk is reached
+            └── OutboxClosedError       the outbox was closed, because the server shuts down
 
 Foreign errors are translated where they enter: `outbox/sqlite/`, `outbox/jetstream/connection.py`, `pointillist/`,
 `config/settings.py`.
@@ -47,14 +49,23 @@ class OutboxUnusableError(OutboxError):
     """The outbox cannot be opened: held by another server, damaged, or not ours."""
 
 
-class OutboxFullError(OutboxError):
-    """There is no room now.
+class OutboxUnavailableError(OutboxError):
+    """The store does not answer or refuses a write; nothing is known to be stored.
 
     Args:
-        reason: which bound was reached.
+        reason: the cause, for people.
         retry_after: seconds until trying again makes sense.
     """
 
     def __init__(self, reason: str, retry_after: float) -> None:
         super().__init__(reason)
+        self.reason = reason
         self.retry_after = retry_after
+
+
+class OutboxFullError(OutboxUnavailableError):
+    """A bound is reached: events, bytes, free space, a quota, or a stream's own limit."""
+
+
+class OutboxClosedError(OutboxUnavailableError):
+    """The outbox was closed, because the server shuts down."""

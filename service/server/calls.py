@@ -16,12 +16,12 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from service.errors import OutboxFullError
+from service.errors import OutboxUnavailableError
 from service.server.auth import Admission, Authenticator
 from service.server.status import (
     StatusError,
     idle,
-    outbox_full,
+    outbox_unavailable,
     over_rate,
     stream_too_old,
     too_many_calls,
@@ -143,8 +143,8 @@ class _Call:
     async def fail(self, error: BaseException) -> None:
         """Answer with an error; always raises."""
         context = self._context
-        if isinstance(error, OutboxFullError):
-            error = outbox_full(error)
+        if isinstance(error, OutboxUnavailableError):
+            error = outbox_unavailable(error)
         if isinstance(error, StatusError):
             self._code = CODES[error.status.code].name
             await abort(context, error)

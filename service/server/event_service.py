@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from service.clock import Clock
-from service.errors import OutboxFullError
+from service.errors import OutboxUnavailableError
 from service.events.batch_frame import count_events, read_batch
 from service.events.integrations import is_sent
 from service.events.message_id import new_message_id
@@ -272,14 +272,14 @@ class EventService:
         behind it, too, which need it just as much.
         """
         if not self._waiting_for_room.locked():
-            with contextlib.suppress(OutboxFullError):
+            with contextlib.suppress(OutboxUnavailableError):
                 return await self._outbox.put(entries)
         async with self._waiting_for_room:
             while True:
                 await self._unless_draining(self._outbox.has_room())
                 try:
                     return await self._outbox.put(entries)
-                except OutboxFullError as error:
+                except OutboxUnavailableError as error:
                     await self._unless_draining(asyncio.sleep(min(error.retry_after, MAX_FULL_PAUSE)))
 
     async def _unless_draining(self, awaitable: Awaitable[object]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from service.errors import OutboxFullError
+from service.errors import OutboxClosedError, OutboxFullError, OutboxUnavailableError
 from service.events.validation import MAX_VIOLATIONS, Violation
 from service.outbox.base import Refusal
 
@@ -105,9 +105,12 @@ def unparsable(type_name: str) -> StatusError:
     return StatusError(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
 
 
-def outbox_full(error: OutboxFullError) -> StatusError:
-    """UNAVAILABLE while there is no room."""
-    return StatusError(code_pb2.UNAVAILABLE, "OUTBOX_FULL", f"not accepted: {error}", retry_after=error.retry_after)
+def outbox_unavailable(error: OutboxUnavailableError) -> StatusError:
+    """UNAVAILABLE: OUTBOX_FULL, SHUTTING_DOWN where the outbox was closed, otherwise OUTBOX_UNAVAILABLE."""
+    if isinstance(error, OutboxClosedError):
+        return shutting_down()
+    reason = "OUTBOX_FULL" if isinstance(error, OutboxFullError) else "OUTBOX_UNAVAILABLE"
+    return StatusError(code_pb2.UNAVAILABLE, reason, f"not accepted: {error}", retry_after=error.retry_after)
 
 
 def shutting_down(message: str = "the server is shutting down") -> StatusError:
