@@ -17,7 +17,7 @@ from pointillist_destination.v1 import event_pb2
 from service.errors import OutboxError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
 from service.outbox.sqlite import dead_letters
-from service.outbox.sqlite.counts import Counts
+from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.opening import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes

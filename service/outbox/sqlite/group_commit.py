@@ -1,4 +1,4 @@
-"""One turn of the outbox's writer."""
+"""One turn of the outbox's writer, and the counts that it changes."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -6,7 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.outbox.base import Entry, Refusal, Stored
-from service.outbox.sqlite.counts import Counts
+
+
+@dataclass(slots=True)
+class Counts:
+    """The counter row, or what a transaction adds to it."""
+
+    events: int
+    bytes: int
+    seen: int
+    dead_letters: int
+
+    def __add__(self, change: "Counts") -> "Counts":
+        """What is held once a transaction has changed it."""
+        return Counts(
+            self.events + change.events,
+            self.bytes + change.bytes,
+            self.seen + change.seen,
+            self.dead_letters + change.dead_letters,
+        )
 
 
 @dataclass(slots=True)

@@ -18,9 +18,8 @@ from service.clock import Clock, Timer
 from service.errors import OutboxError, OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
-from service.outbox.sqlite.counts import Counts
 from service.outbox.sqlite.database import NEWEST, Database
-from service.outbox.sqlite.group_commit import GroupCommit
+from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
 

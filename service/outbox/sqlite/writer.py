@@ -11,9 +11,8 @@ import structlog
 from service.errors import OutboxFullError
 from service.outbox.base import Stored
 from service.outbox.capacity import DELAY
-from service.outbox.sqlite.counts import Counts
 from service.outbox.sqlite.database import Database, DiskRefusedError
-from service.outbox.sqlite.group_commit import GroupCommit
+from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 
 log = structlog.get_logger()

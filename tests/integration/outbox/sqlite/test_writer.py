@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxFullError
-from service.outbox.sqlite.counts import Counts
+from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
