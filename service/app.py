@@ -17,9 +17,9 @@ from service.clock import Clock, SystemClock
 from service.config.role import Role
 from service.config.settings import Listen, Settings, TokenSource, effective
 from service.intake.callers import CallersFile
-from service.outbox.base import DeadLetterFilter, Outbox
+from service.outbox.base import DeadLetterFilter, OpenOutbox, Outbox
 from service.outbox.deliveries import DeliveryWaiters
-from service.outbox.factory import OpenOutbox, check_role, open_outbox
+from service.outbox.factory import check_role, open_outbox
 from service.relay.factory import make_sender
 from service.relay.flow import Cause, Flow, State
 from service.relay.relay import Relay

@@ -168,3 +168,29 @@ class Outbox(Protocol):
 
     async def close(self) -> None:
         """Flush and let go of the store."""
+
+
+class OpenOutbox(Outbox, Protocol):
+    """An Outbox with what its operator is shown of it; calls are cheap, and come from any thread."""
+
+    @property
+    def commits(self) -> int:
+        """How often events were made durable together, since start."""
+
+    @property
+    def committed_events(self) -> int:
+        """Events that were, since start."""
+
+    @property
+    def evictions(self) -> int:
+        """message_ids that the duplicate window forgot for want of room, since start."""
+
+    def unreachable(self) -> str | None:
+        """Why it cannot be relayed from, in words; None while it can, be it full or not."""
+
+    async def watch(self) -> None:
+        """Return never, but raise what ends it by itself.
+
+        Raises:
+            OutboxUnusableError: it turned out, once it could be looked at, that it cannot be used.
+        """

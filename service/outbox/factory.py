@@ -6,13 +6,13 @@ What speaks to NATS is imported only where it is used: it takes 0.2 s and 9 MB.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from service.clock import Clock
 from service.config.role import Role
 from service.config.settings import Settings
 from service.errors import SettingsError
-from service.outbox.base import Outbox, Refusal
+from service.outbox.base import OpenOutbox, Refusal
 from service.outbox.capacity import Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 
@@ -21,32 +21,6 @@ if TYPE_CHECKING:
     from service.outbox.jetstream.streams import Plan
 
 NATS_PATIENCE = 2.0  # seconds in which an outbox on NATS that is there is found, so that a start is ready at its end
-
-
-class OpenOutbox(Outbox, Protocol):
-    """An Outbox with what its operator is shown of it; calls are cheap, and come from any thread."""
-
-    @property
-    def commits(self) -> int:
-        """How often events were made durable together, since start."""
-
-    @property
-    def committed_events(self) -> int:
-        """Events that were, since start."""
-
-    @property
-    def evictions(self) -> int:
-        """message_ids that the duplicate window forgot for want of room, since start."""
-
-    def unreachable(self) -> str | None:
-        """Why it cannot be relayed from, in words; None while it can, be it full or not."""
-
-    async def watch(self) -> None:
-        """Return never, but raise what ends it by itself.
-
-        Raises:
-            OutboxUnusableError: it turned out, once it could be looked at, that it cannot be used.
-        """
 
 
 async def open_outbox(settings: Settings, clock: Clock, settled: Callable[[str, Refusal | None], None]) -> OpenOutbox:
