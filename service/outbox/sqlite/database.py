@@ -13,19 +13,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pointillist_destination.v1 import event_pb2
 from service.errors import OutboxError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
-from service.outbox.sqlite import dead_letters
+from service.outbox.base import DeadLetter, Entry, Refusal, Stored
+from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.opening import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
-NEWEST = 2**63 - 1  # above every id
 MIN_PRUNE = 256  # ids pruned from the window in one transaction, at least
-MAX_MOVED = 500  # dead letters moved or deleted in one transaction
-MAX_EXAMINED = 5000  # dead letters looked at in one go, so that what waits for the writer does not wait for a million
 
 
 class DiskRefusedError(OutboxError):
@@ -92,6 +88,7 @@ class Database:
         except BaseException:
             os.close(self._lock)
             raise
+        self.dead_letters = DeadLetterTable(self._connection, self._requeue)
         self.cursor = 0
         """What is above it was not leased yet; up to it, new events were leased."""
         self._leased: set[int] = set()
@@ -189,28 +186,7 @@ class Database:
 
     def term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
         """Make an event a dead letter. Within a transaction."""
-        event = event_pb2.Event.FromString(stored.payload)
-        message = event.track if event.HasField("track") else event.identify
-        self._connection.execute(
-            "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
-            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                stored.message_id,
-                stored.payload,
-                stored.accepted_at,
-                refusal.reason,
-                refusal.status,
-                refusal.detail,
-                stored.attempts + 1,
-                stored.first_attempt_at or now,
-                now,
-                event.track.event if event.HasField("track") else "identify",
-                message.user_id,
-                message.anonymous_id,
-                stored.traceparent,
-            ),
-        )
+        self.dead_letters.add(stored, refusal, now)
         self.ack([stored], change)
         change.dead_letters += 1
 
@@ -283,79 +259,13 @@ class Database:
         row = self._connection.execute("SELECT accepted_at FROM event ORDER BY id LIMIT 1").fetchone()
         return row and int(row[0])
 
-    # -- dead letters
-
-    def newest_dead_letter(self) -> int:
-        """The highest id of a dead letter; 0 where there is none."""
-        return int(self._one("SELECT max(id) FROM dead_letter")[0] or 0)
-
-    def list_dead_letters(
-        self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
-    ) -> tuple[list[DeadLetter], int]:
-        """Up to `limit` of the next dead letters, by rising id, and the id to go on after.
-
-        Few are looked at in one go, so that fewer than `limit`, or none, do not mean that there are no more.
-
-        Args:
-            which: those that are meant.
-            after: the id to go on after; 0 to begin with.
-            limit: how many at most.
-            newest: the highest id that is meant; once it is the id to go on after, there are no more.
-        """
-        until = self._examined_until(which, after, newest)
-        condition, parameters = dead_letters.where(which, after, until)
-        rows = self._connection.execute(
-            f"SELECT {dead_letters.COLUMNS} FROM dead_letter WHERE {condition} ORDER BY id LIMIT ?",  # noqa: S608
-            (*parameters, limit),
+    def _requeue(self, letter: DeadLetter, now: int) -> None:
+        """Store the event of a dead letter at the end of the queue. Within a transaction."""
+        self._connection.execute(
+            INSERT_EVENT[1],
+            (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
         )
-        letters = [dead_letters.dead_letter(row) for row in rows]
-        return letters, letters[-1].id if len(letters) == limit else until
-
-    def replay_dead_letters(
-        self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts
-    ) -> tuple[int, int]:
-        """Move some dead letters to the end of the queue. Within a transaction.
-
-        Returns how many, and the id to go on after, as in list_dead_letters.
-        """
-        letters, reached = self.list_dead_letters(which, after, MAX_MOVED, newest)
-        for letter in letters:
-            self._connection.execute(
-                INSERT_EVENT[1],
-                (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
-            )
-            self._next_id += 1
-            self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))
-        change.events += len(letters)
-        change.bytes += sum(len(letter.payload) for letter in letters)
-        change.dead_letters -= len(letters)
-        return len(letters), reached
-
-    def delete_dead_letters(self, which: DeadLetterFilter, after: int, newest: int, change: Counts) -> tuple[int, int]:
-        """Delete some dead letters. Within a transaction.
-
-        Returns how many, and the id to go on after, as in list_dead_letters.
-        """
-        until = self._examined_until(which, after, newest)
-        until = self._nth(*dead_letters.where(which, after, until), MAX_MOVED) or until
-        condition, parameters = dead_letters.where(which, after, until)
-        count = self._connection.execute(f"DELETE FROM dead_letter WHERE {condition}", parameters).rowcount  # noqa: S608
-        change.dead_letters -= count
-        return count, until
-
-    def _examined_until(self, which: DeadLetterFilter, after: int, newest: int) -> int:
-        """Up to which id dead letters are looked at in one go; by their ids they are found without a search."""
-        if which.ids is not None:
-            return newest
-        return self._nth("id > ? AND id <= ?", [after, newest], MAX_EXAMINED) or newest
-
-    def _nth(self, condition: str, parameters: list[Any], number: int) -> int | None:
-        """The id of the dead letter that is the nth to fulfil a condition."""
-        row = self._connection.execute(
-            f"SELECT id FROM dead_letter WHERE {condition} ORDER BY id LIMIT 1 OFFSET ?",  # noqa: S608
-            (*parameters, number - 1),
-        ).fetchone()
-        return row and int(row[0])
+        self._next_id += 1
 
     # -- the duplicate window
 

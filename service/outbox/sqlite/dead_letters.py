@@ -1,23 +1,136 @@
-"""How a choice of dead letters is said in SQL."""
+"""The dead letters of an outbox file: every statement on their table."""
 
+import sqlite3
+from collections.abc import Callable
 from typing import Any
 
-from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal
+from pointillist_destination.v1 import event_pb2
+from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
+from service.outbox.sqlite.group_commit import Counts
 
+NEWEST = 2**63 - 1  # above every id
+MAX_MOVED = 500  # dead letters moved or deleted in one transaction
+MAX_EXAMINED = 5000  # dead letters examined per read, so that other work of the writer is not held up for long
 COLUMNS = (
     "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at,"
     " traceparent"
 )
 
 
-def dead_letter(row: tuple[Any, ...]) -> DeadLetter:
-    """A dead letter from a row of COLUMNS."""
+class DeadLetterTable:
+    """The statements on the table `dead_letter`. Used on the writer's thread only."""
+
+    def __init__(self, connection: sqlite3.Connection, requeue: Callable[[DeadLetter, int], None]) -> None:
+        """Use an open connection.
+
+        Args:
+            connection: to the outbox file.
+            requeue: stores a dead letter's event at the end of the queue, queued at a time in milliseconds.
+        """
+        self._connection = connection
+        self._requeue = requeue
+
+    def add(self, stored: Stored, refusal: Refusal, now: int) -> None:
+        """Store a dead letter; `now` is in milliseconds. Within a transaction."""
+        event = event_pb2.Event.FromString(stored.payload)
+        message = event.track if event.HasField("track") else event.identify
+        self._connection.execute(
+            "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
+            " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stored.message_id,
+                stored.payload,
+                stored.accepted_at,
+                refusal.reason,
+                refusal.status,
+                refusal.detail,
+                stored.attempts + 1,
+                stored.first_attempt_at or now,
+                now,
+                event.track.event if event.HasField("track") else "identify",
+                message.user_id,
+                message.anonymous_id,
+                stored.traceparent,
+            ),
+        )
+
+    def newest(self) -> int:
+        """Return the highest id of a dead letter; 0 if there is none."""
+        row = self._connection.execute("SELECT max(id) FROM dead_letter").fetchone()
+        return int(row[0] or 0)
+
+    def page(
+        self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
+    ) -> tuple[list[DeadLetter], int]:
+        """Return up to `limit` of the next dead letters, by rising id, and the id to continue after.
+
+        At most MAX_EXAMINED rows are examined, so fewer than `limit`, or none, does not mean that there are no more.
+
+        Args:
+            which: the dead letters wanted.
+            after: the id to continue after; 0 to begin with.
+            limit: maximum number to return.
+            newest: the highest id wanted; once it is returned as the id to continue after, there are no more.
+        """
+        until = self._examined_until(which, after, newest)
+        condition, parameters = _where(which, after, until)
+        rows = self._connection.execute(
+            f"SELECT {COLUMNS} FROM dead_letter WHERE {condition} ORDER BY id LIMIT ?",  # noqa: S608
+            (*parameters, limit),
+        )
+        letters = [_dead_letter(row) for row in rows]
+        return letters, letters[-1].id if len(letters) == limit else until
+
+    def replay(self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts) -> tuple[int, int]:
+        """Move some dead letters to the end of the queue. Within a transaction.
+
+        Returns the number moved and the id to continue after, as `page` does.
+        """
+        letters, reached = self.page(which, after, MAX_MOVED, newest)
+        for letter in letters:
+            self._requeue(letter, now)
+            self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))
+        change.events += len(letters)
+        change.bytes += sum(len(letter.payload) for letter in letters)
+        change.dead_letters -= len(letters)
+        return len(letters), reached
+
+    def delete(self, which: DeadLetterFilter, after: int, newest: int, change: Counts) -> tuple[int, int]:
+        """Delete some dead letters. Within a transaction.
+
+        Returns the number deleted and the id to continue after, as `page` does.
+        """
+        until = self._examined_until(which, after, newest)
+        until = self._nth(*_where(which, after, until), MAX_MOVED) or until
+        condition, parameters = _where(which, after, until)
+        count = self._connection.execute(f"DELETE FROM dead_letter WHERE {condition}", parameters).rowcount  # noqa: S608
+        change.dead_letters -= count
+        return count, until
+
+    def _examined_until(self, which: DeadLetterFilter, after: int, newest: int) -> int:
+        """Return the highest id to examine now; dead letters named by their ids are found without a search."""
+        if which.ids is not None:
+            return newest
+        return self._nth("id > ? AND id <= ?", [after, newest], MAX_EXAMINED) or newest
+
+    def _nth(self, condition: str, parameters: list[Any], number: int) -> int | None:
+        """Return the id of the nth dead letter that meets a condition."""
+        row = self._connection.execute(
+            f"SELECT id FROM dead_letter WHERE {condition} ORDER BY id LIMIT 1 OFFSET ?",  # noqa: S608
+            (*parameters, number - 1),
+        ).fetchone()
+        return row and int(row[0])
+
+
+def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
+    """Make a dead letter from a row of COLUMNS."""
     id_, message_id, payload, accepted_at, reason, status, detail, *rest = row
     return DeadLetter(id_, message_id, payload, accepted_at, Refusal(reason, status, detail), *rest)
 
 
-def where(which: DeadLetterFilter, after: int, until: int) -> tuple[str, list[Any]]:
-    """The condition for such dead letters with an id above `after` and up to `until`, and its parameters."""
+def _where(which: DeadLetterFilter, after: int, until: int) -> tuple[str, list[Any]]:
+    """Return the SQL condition for a filter, with ids above `after` and up to `until`, and its parameters."""
     conditions: list[str] = []
     parameters: list[Any] = []
 

@@ -18,7 +18,8 @@ from service.clock import Clock, Timer
 from service.errors import OutboxError, OutboxFullError
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
-from service.outbox.sqlite.database import NEWEST, Database
+from service.outbox.sqlite.database import Database
+from service.outbox.sqlite.dead_letters import NEWEST
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
@@ -165,7 +166,7 @@ class SqliteOutbox:
         """See Outbox.list_dead_letters."""
         letters: list[DeadLetter] = []
         while after < NEWEST and len(letters) < limit:
-            some, after = await self._read(partial(self._file.list_dead_letters, which, after, limit - len(letters)))
+            some, after = await self._read(partial(self._file.dead_letters.page, which, after, limit - len(letters)))
             letters += some
         return letters
 
@@ -179,17 +180,17 @@ class SqliteOutbox:
         now = self._now()
 
         def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
-            return self._file.replay_dead_letters(which, after, newest, now, change)
+            return self._file.dead_letters.replay(which, after, newest, now, change)
 
         return await self._repeat(replay)
 
     async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
         """See Outbox.delete_dead_letters."""
-        return await self._repeat(partial(self._file.delete_dead_letters, which))
+        return await self._repeat(partial(self._file.dead_letters.delete, which))
 
     async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
         """Work through the dead letters that there are now; such as come while it lasts are not meant."""
-        newest = await self._read(self._file.newest_dead_letter)
+        newest = await self._read(self._file.dead_letters.newest)
         total = after = 0
         while after < newest:
             count, after = await self._call(partial(some, after, newest))

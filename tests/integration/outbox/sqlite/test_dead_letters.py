@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.outbox.base import DeadLetterFilter
-from service.outbox.sqlite.database import MAX_EXAMINED
+from service.outbox.sqlite.dead_letters import MAX_EXAMINED
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entry
