@@ -17,7 +17,7 @@ from service.clock import Clock, SystemClock
 from service.config.role import Role
 from service.config.settings import Listen, Settings, TokenSource, effective
 from service.intake.callers import CallersFile
-from service.outbox.base import DeadLetterFilter, OpenOutbox, Outbox
+from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.factory import check_role, open_outbox
 from service.relay.factory import make_sender
@@ -142,7 +142,7 @@ class App:
                 beat=lambda: _beat_health(outbox, metrics),
             )
             calls = self._calls(clock, metrics, tracing)
-            dead_letters = DeadLetterService(outbox=outbox, mapping=self._mapping.current)
+            dead_letters = DeadLetterService(dead_letters=outbox.dead_letters, mapping=self._mapping.current)
             server = make_server(
                 [
                     *([event_service.handlers(service, calls)] if role.accepts else ()),
@@ -279,7 +279,7 @@ def _follow(file: FollowedFile | None, name: str, *, is_asked: bool) -> bool:
     return False
 
 
-def _beat_health(outbox: Outbox, metrics: Metrics) -> None:
+def _beat_health(outbox: OpenOutbox, metrics: Metrics) -> None:
     metrics.heartbeats["health"].inc()
     metrics.ready.set(outbox.full() is None)
 
@@ -291,12 +291,12 @@ async def _wake_relay(relay: Relay) -> None:
         await asyncio.sleep(BEAT_INTERVAL)
 
 
-async def _beat_writer(outbox: Outbox, metrics: Metrics) -> None:
+async def _beat_writer(outbox: OpenOutbox, metrics: Metrics) -> None:
     """Show that the outbox's writer answers; what it is asked for touches no event and costs no fsync."""
     nothing = DeadLetterFilter(ids=())
     while True:
         try:
-            await outbox.list_dead_letters(nothing, after=0, limit=0)
+            await outbox.dead_letters.list(nothing, after=0, limit=0)
             metrics.heartbeats["writer"].inc()
         except Exception as error:  # noqa: BLE001  # a store that fails is no beat, and ends nothing
             log.debug("the outbox did not answer a heartbeat", why=str(error))

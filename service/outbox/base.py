@@ -1,7 +1,9 @@
-"""The outbox: the durable store between the answer to the caller and the POST to Pointillist.
+"""The durable store between the response to the caller and the POST to Pointillist.
 
-It stores events, not records, so that a mended mapping or setting repairs what waits. Its verbs are JetStream's:
-put, fetch, ack, nak, term.
+It stores events, not records, so that a corrected mapping or setting also applies to pending events. Its verbs are
+JetStream's: put, fetch, ack, nak, term.
+
+Each user of the outbox is given only its half: the way in a Sink, the relay a Queue, DeadLetterService the DeadLetters.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +12,9 @@ from typing import NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """An event on its way in.
+    """An event to be stored.
 
-    It is a NamedTuple, as are all values on the hot path, because making one costs a third of a dataclass.
+    A NamedTuple, as are all values on the hot path, because creating one costs a third of a dataclass.
     """
 
     message_id: str
@@ -21,16 +23,16 @@ class Entry(NamedTuple):
     accepted_at: int
     """Milliseconds since the epoch; fixed here and used for every later mapping."""
     traceparent: str = ""
-    """W3C traceparent of the accepting call's span; "" where the call is not traced, or not sampled."""
+    """W3C traceparent of the accepting call's span; "" if the call is not traced, or not sampled."""
     is_awaited: bool = False
-    """Whether a caller waits for its delivery, which another process may have to tell of."""
+    """A caller is blocked in wait_for_delivery; the process that delivers must notify this one."""
 
 
 class Stored(NamedTuple):
-    """An event that was fetched and is to be settled by exactly one of ack, nak or term."""
+    """A leased event, to be settled by exactly one of ack, nak or term."""
 
     id: int
-    """Rises in the order of acceptance; names the event in this outbox alone."""
+    """Increases in the order of acceptance; unique within this outbox only."""
     message_id: str
     payload: bytes
     accepted_at: int
@@ -38,7 +40,7 @@ class Stored(NamedTuple):
     queued_at: int
     """Milliseconds since the epoch, by the outbox's steady clock: when it was put or, if later, replayed."""
     attempts: int
-    """POSTs so far whose failure is on record."""
+    """Recorded POSTs that failed."""
     first_attempt_at: int | None
     """Milliseconds since the epoch, of the first failed POST."""
     traceparent: str = ""
@@ -47,14 +49,14 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an event became a dead letter."""
+    """The reason why an event became a dead letter."""
 
     reason: str
     """A bounded vocabulary: the HTTP status ("400"), or "max_age"."""
     status: int | None
-    """The answer's HTTP status, where there was one."""
+    """The response's HTTP status; None if there was no response."""
     detail: str
-    """The start of the answer's body, or what failed."""
+    """The start of the response's body, or the failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,12 @@ class DeadLetter:
     first_attempt_at: int
     last_attempt_at: int
     traceparent: str = ""
-    """As in Entry; a replay brings it back."""
+    """As in Entry; a replay restores it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Which dead letters are meant; what is None does not matter. All that is set must hold."""
+    """A selection of dead letters: those that meet every condition that is not None."""
 
     ids: tuple[int, ...] | None = None
     reason: str | None = None
@@ -91,106 +93,127 @@ class DeadLetterFilter:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the outbox holds, as of its last commit, with the dead letters that the next one brings."""
+    """Counts as of the last commit; dead letters include those that are being written."""
 
     events: int
+    """Pending events."""
     bytes: int
-    """Sum of the serialised events that wait."""
+    """Sum of the serialised pending events."""
     oldest_at: int | None
-    """Milliseconds since the epoch: when the oldest waiting event was accepted."""
+    """Milliseconds since the epoch: when the oldest pending event was accepted."""
     dead_letters: int
 
 
-class Outbox(Protocol):
-    """The seam between the way in and the way out.
-
-    Calls come from one event loop alone. Errors are OutboxError and its kin. A file is owned by one process. A
-    JetStream is shared by several, and promises less (docs/nats.md): a put that fails may have stored some events, the
-    duplicate window is short and best effort, a lease ends when its process is silent for long, attempts and the first
-    one's time are known to the process that made them and estimated by others, due times are NATS' own, an early fetch
-    finds what this process put back, and a fetch may miss what was put a moment ago; `arrived` then tells of it.
-    """
+class Sink(Protocol):
+    """The half of the outbox that stores events. Called from one event loop only; raises OutboxError only."""
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:
         """Store events, all or none, and return once they are on disk.
 
-        Returns one boolean an entry, in order: False for one whose message_id is a duplicate within the window,
+        On JetStream, a put that fails may have stored some of the events (docs/nats.md).
+
+        Returns one boolean per entry, in order: False for one whose message_id is a duplicate within the window,
         earlier in `entries` included; it is not stored.
 
         Raises:
-            OutboxFullError: there is no room, or the disk refuses; nothing was stored.
+            OutboxFullError: a bound of the outbox or of its disk is reached; nothing was stored.
+            OutboxUnavailableError: the store does not answer, or refuses the write for another reason.
+            OutboxClosedError: the outbox was closed.
         """
 
-    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
-        """Lease up to `limit` events that are due, oldest first; with `early`, also such as are not due yet.
+    def full(self) -> str | None:
+        """Return the reason why `put` would be refused now; None while it would store events."""
 
-        A leased event is not fetched again before it is settled or the outbox is opened anew.
+    async def has_room(self) -> None:
+        """Return once `full` is None."""
+
+
+class Queue(Protocol):
+    """The half of the outbox that hands out events. Called from one event loop only; raises OutboxError only.
+
+    A SQLite file is owned by one process. A JetStream is shared by several, and promises less (docs/nats.md): the
+    duplicate window is short and best effort, a lease ends when its process is silent for long, attempts and the first
+    attempt's time are known to the process that made them and estimated by others, due times are NATS' own, an early
+    fetch finds only the events that this process put back, and a fetch may miss an event that was put a moment ago;
+    `arrived` is then called for it.
+    """
+
+    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
+        """Lease up to `limit` events that are due, oldest first; with `early`, also events that are not due yet.
+
+        A leased event is not fetched again before it is settled or the outbox is opened again.
         """
 
     def ack(self, stored: Stored) -> None:
-        """Settle as delivered. It reaches the disk a little later; a crash before that means a repeat."""
+        """Settle as delivered. It reaches the disk a little later; after a crash before that, it is delivered again."""
 
     def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle as to be tried again in `delay` seconds; `attempted` counts the try."""
+        """Settle for redelivery in `delay` seconds; `attempted` counts the attempt."""
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as given up: the event becomes a dead letter in one transaction."""
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called, on the event loop, whenever something new may be fetched."""
+        """Have `arrived` called, on the event loop, whenever an event may have become available to fetch."""
 
     def next_due(self) -> float | None:
-        """Seconds until an event that was put back may be due; None where none was."""
+        """Return the seconds until an event that was put back may be due; None if there is none."""
 
     def stats(self) -> Stats:
-        """What is held, as of the last commit."""
-
-    def full(self) -> str | None:
-        """Which bound is reached, in words; None where there is room."""
-
-    def broken(self) -> str | None:
-        """Why nothing works any more until the process is started anew, in words; None while it does."""
-
-    async def has_room(self) -> None:
-        """Return once `put` would not be refused for want of room."""
-
-    async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
-        """Up to `limit` dead letters with an id above `after`, by rising id."""
-
-    async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
-        """Move dead letters back to the end of the queue, with their message_ids; returns how many."""
-
-    async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
-        """Delete dead letters for good; returns how many."""
-
-    async def flush(self) -> None:
-        """Return once all that was settled is on disk."""
-
-    async def close(self) -> None:
-        """Flush and let go of the store."""
+        """Return the counts as of the last commit."""
 
 
-class OpenOutbox(Outbox, Protocol):
-    """An Outbox with what its operator is shown of it; calls are cheap, and come from any thread."""
+class DeadLetters(Protocol):
+    """The dead letters of an outbox. Called from one event loop only; raises OutboxError only."""
+
+    async def list(self, which: DeadLetterFilter, *, after: int, limit: int) -> Sequence[DeadLetter]:
+        """Return up to `limit` dead letters with an id above `after`, by rising id."""
+
+    async def replay(self, which: DeadLetterFilter) -> int:
+        """Move dead letters to the end of the queue, with their message_ids; return the number moved.
+
+        Raises:
+            OutboxFullError: there is no capacity for pending events.
+        """
+
+    async def delete(self, which: DeadLetterFilter) -> int:
+        """Delete dead letters for good; return the number deleted."""
+
+
+class OpenOutbox(Sink, Queue, Protocol):
+    """An open outbox, as the composition root holds it. Properties are cheap, and may be read from any thread."""
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The dead letters of this outbox."""
 
     @property
     def commits(self) -> int:
-        """How often events were made durable together, since start."""
+        """Commits that made events durable, since start."""
 
     @property
     def committed_events(self) -> int:
-        """Events that were, since start."""
+        """Events that these commits made durable."""
 
     @property
     def evictions(self) -> int:
-        """message_ids that the duplicate window forgot for want of room, since start."""
+        """message_ids that the duplicate window forgot to stay within its count, since start."""
+
+    def broken(self) -> str | None:
+        """Return the reason why only a restart of the process helps; None while the outbox works."""
 
     def unreachable(self) -> str | None:
-        """Why it cannot be relayed from, in words; None while it can, be it full or not."""
+        """Return the reason why events can be neither fetched nor settled now; None while they can, full or not."""
 
     async def watch(self) -> None:
-        """Return never, but raise what ends it by itself.
+        """Never return, but raise the error that ends the outbox.
 
         Raises:
-            OutboxUnusableError: it turned out, once it could be looked at, that it cannot be used.
+            OutboxUnusableError: the store, once it could be reached, turned out to be unusable.
         """
+
+    async def flush(self) -> None:
+        """Return once every settlement made before is on disk."""
+
+    async def close(self) -> None:
+        """Flush and release the store."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from service.clock import Clock, Timer
-from service.outbox.base import Outbox, Refusal, Stored
+from service.outbox.base import Queue, Refusal, Stored
 from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer, Failure
 from service.relay.flow import Cause, Flow, State
@@ -34,7 +34,7 @@ class Relay:
     def __init__(
         self,
         *,
-        outbox: Outbox,
+        outbox: Queue,
         sender: Sender,
         flow: Flow,
         deliveries: DeliveryWaiters,

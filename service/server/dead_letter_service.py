@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointillist_destination.v1 import dead_letter_service_pb2, event_pb2
 from service.events.validation import Violation, timestamp_violations
 from service.mapping.mapping import Mapping
-from service.outbox.base import DeadLetter, DeadLetterFilter, Outbox
+from service.outbox.base import DeadLetter, DeadLetterFilter, DeadLetters
 from service.server import status
 from service.server.calls import Calls, Context, parse, unary
 
@@ -29,14 +29,14 @@ Choice: TypeAlias = dead_letter_service_pb2.ReplayRequest | dead_letter_service_
 class DeadLetterService:
     """The handlers of DeadLetterService."""
 
-    def __init__(self, *, outbox: Outbox, mapping: Callable[[], Mapping]) -> None:
+    def __init__(self, *, dead_letters: DeadLetters, mapping: Callable[[], Mapping]) -> None:
         """Make the service.
 
         Args:
-            outbox: keeps the dead letters.
+            dead_letters: those of the outbox.
             mapping: gives the mapping in force.
         """
-        self._outbox = outbox
+        self._dead_letters = dead_letters
         self._mapping = mapping
 
     async def list(self, request: bytes, _: Context) -> bytes:
@@ -50,7 +50,7 @@ class DeadLetterService:
         if found:
             raise status.invalid(found)
         limit = parsed.page_size or PAGE_SIZE
-        letters = await self._outbox.list_dead_letters(
+        letters = await self._dead_letters.list(
             _filter(parsed.filter), after=int(parsed.page_token or 0), limit=limit + 1
         )
         response = dead_letter_service_pb2.ListResponse()
@@ -67,7 +67,7 @@ class DeadLetterService:
     async def get(self, request: bytes, _: Context) -> bytes:
         """Show one."""
         parsed = parse(dead_letter_service_pb2.GetRequest, request)
-        letters = await self._outbox.list_dead_letters(DeadLetterFilter(ids=(_id(parsed.id),)), after=0, limit=1)
+        letters = await self._dead_letters.list(DeadLetterFilter(ids=(_id(parsed.id),)), after=0, limit=1)
         if not letters:
             raise status.invalid([Violation("id", f"is {parsed.id}; there is no such dead letter, List shows them")])
         [letter] = letters
@@ -80,13 +80,13 @@ class DeadLetterService:
     async def replay(self, request: bytes, _: Context) -> bytes:
         """Put some back into the queue."""
         which = _choice(parse(dead_letter_service_pb2.ReplayRequest, request))
-        replayed = await self._outbox.replay_dead_letters(which)
+        replayed = await self._dead_letters.replay(which)
         return dead_letter_service_pb2.ReplayResponse(replayed=replayed).SerializeToString()
 
     async def delete(self, request: bytes, _: Context) -> bytes:
         """Delete some for good."""
         which = _choice(parse(dead_letter_service_pb2.DeleteRequest, request))
-        deleted = await self._outbox.delete_dead_letters(which)
+        deleted = await self._dead_letters.delete(which)
         return dead_letter_service_pb2.DeleteResponse(deleted=deleted).SerializeToString()
 
 

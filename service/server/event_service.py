@@ -23,7 +23,7 @@ from service.events.message_id import new_message_id
 from service.events.validation import Violation, violations
 from service.intake.byte_budget import ByteBudget, StreamBudget
 from service.mapping.mapping import Mapping
-from service.outbox.base import Entry, Outbox
+from service.outbox.base import Entry, Sink
 from service.outbox.deliveries import DeliveryWaiters
 from service.server import status
 from service.server.calls import END_OF_STREAM, Calls, Context, Stream, parse, stream, unary
@@ -55,7 +55,7 @@ class EventService:
     def __init__(
         self,
         *,
-        outbox: Outbox,
+        outbox: Sink,
         mapping: Callable[[], Mapping],
         deliveries: DeliveryWaiters,
         metrics: Metrics,

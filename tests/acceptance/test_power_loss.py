@@ -133,7 +133,7 @@ async def message_ids(path: Path) -> set[str]:
     outbox = open_outbox(path)
     try:
         waiting = await outbox.fetch(MANY) + await outbox.fetch(MANY, early=True)
-        letters = await outbox.list_dead_letters(DeadLetterFilter(), after=0, limit=MANY)
+        letters = await outbox.dead_letters.list(DeadLetterFilter(), after=0, limit=MANY)
         return {stored.message_id for stored in waiting} | {letter.message_id for letter in letters}
     finally:
         await outbox.close()

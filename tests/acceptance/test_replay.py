@@ -93,7 +93,7 @@ async def test_a_server_killed_in_the_middle_of_a_replay_leaves_each_event_in_on
 
     # then
     async with opened(path, HandClock()) as outbox:
-        letters = {letter.message_id for letter in await outbox.list_dead_letters(ALL, after=0, limit=2 * MANY)}
+        letters = {letter.message_id for letter in await outbox.dead_letters.list(ALL, after=0, limit=2 * MANY)}
         waiting = [stored.message_id for stored in await outbox.fetch(2 * MANY, early=True)]
         assert 0 < len(letters) < MANY
         assert len(waiting) == len(set(waiting)) == outbox.stats().events

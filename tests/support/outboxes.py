@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.clock import Clock
 from service.config.fields import NatsServers
-from service.outbox.base import DeadLetterFilter, Entry, Outbox, Refusal, Stored
+from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Refusal, Stored
 from service.outbox.capacity import Bounds
 from service.outbox.jetstream.connection import NatsAccess
 from service.outbox.jetstream.outbox import JetStreamOutbox
@@ -84,7 +84,7 @@ async def opened_on_nats(
 class Backend:
     """One kind of outbox in a place of its own, and which promises it makes beyond those that all make."""
 
-    open: Callable[[Clock], AbstractAsyncContextManager[Outbox]]
+    open: Callable[[Clock], AbstractAsyncContextManager[OpenOutbox]]
     """Open it; it holds what it held when it was closed."""
     goes_by_the_clock: bool
     """Whether due times are the given clock's; else they are NATS' own."""
@@ -111,7 +111,7 @@ def on_jetstream(url: str, prefix: str) -> Backend:
     )
 
 
-async def take(outbox: Outbox, count: int, *, early: bool = False) -> list[Stored]:
+async def take(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[Stored]:
     """Fetch so many events; on JetStream they can be fetched a moment after they were put.
 
     Raises:
@@ -125,7 +125,7 @@ async def take(outbox: Outbox, count: int, *, early: bool = False) -> list[Store
     return taken
 
 
-async def bury(outbox: Outbox, entries: list[Entry], refusal: Refusal = REFUSAL) -> list[Stored]:
+async def bury(outbox: OpenOutbox, entries: list[Entry], refusal: Refusal = REFUSAL) -> list[Stored]:
     """Have events accepted and given up."""
     await outbox.put(entries)
     buried = await take(outbox, len(entries))

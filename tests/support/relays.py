@@ -17,7 +17,7 @@ from aiohttp import web
 from service.clock import Clock, SystemClock
 from service.mapping.mapping import Mapping
 from service.mapping.mapping_file import load_mapping
-from service.outbox.base import Outbox
+from service.outbox.base import OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer
 from service.pointillist.client import Pointillist
@@ -118,7 +118,7 @@ def set_up_for(url: str) -> SetUp:
 class Relaying:
     """A relay at work, and what it works on."""
 
-    outbox: Outbox
+    outbox: OpenOutbox
     relay: Relay
     sender: LocalSender | WorkerPool
     flow: Flow

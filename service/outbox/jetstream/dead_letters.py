@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ READER_TIME = 30  # seconds after which JetStream forgets a reader that fell sil
 Item = TypeVar("Item")
 
 
-class JetStreamDeadLetters:
-    """The dead letters of one outbox."""
+class DeadLetterStream:
+    """The stream of the dead letters of one outbox."""
 
     def __init__(self, connection: Connection, publisher: Publisher, plan: Plan) -> None:
         self._connection = connection
@@ -39,7 +39,7 @@ class JetStreamDeadLetters:
         return int((await self._connection.ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
 
     async def find(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
-        """See Outbox.list_dead_letters."""
+        """Return dead letters by rising id. See DeadLetters.list."""
         letters: list[DeadLetter] = []
         async with aclosing(self._meant(which, after, await self.newest())) as meant:
             async for some in meant:
@@ -151,6 +151,48 @@ class JetStreamDeadLetters:
         }
         question = {"stream_name": self._stream, "config": config}
         return str((await self._connection.ask(f"CONSUMER.CREATE.{self._stream}", question))["name"])
+
+
+class JetStreamDeadLetters:
+    """The DeadLetters of an outbox on JetStream. See DeadLetters."""
+
+    def __init__(
+        self,
+        stream: DeadLetterStream,
+        *,
+        check_capacity: Callable[[], None],
+        changed: Callable[[], Awaitable[None]],
+        now: Callable[[], int],
+    ) -> None:
+        """Create it on the event loop that uses it.
+
+        Args:
+            stream: where they are.
+            check_capacity: raises OutboxFullError while no event may be added to the queue.
+            changed: called once dead letters were replayed or deleted.
+            now: milliseconds since the epoch, by the outbox's steady clock.
+        """
+        self._stream = stream
+        self._check_capacity = check_capacity
+        self._changed = changed
+        self._now = now
+
+    async def list(self, which: DeadLetterFilter, *, after: int, limit: int) -> Sequence[DeadLetter]:
+        """Return dead letters by rising id. See DeadLetters.list."""
+        return await self._stream.find(which, after=after, limit=limit) if limit else []
+
+    async def replay(self, which: DeadLetterFilter) -> int:
+        """Move dead letters to the queue. See DeadLetters.replay."""
+        self._check_capacity()
+        replayed = await self._stream.replay(which, self._now())
+        await self._changed()
+        return replayed
+
+    async def delete(self, which: DeadLetterFilter) -> int:
+        """Delete dead letters for good. See DeadLetters.delete."""
+        deleted = await self._stream.delete(which)
+        await self._changed()
+        return deleted
 
 
 def _portions(whole: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -8,7 +8,7 @@ from typing import Any
 from service.errors import OutboxFullError, OutboxUnusableError
 from service.outbox.base import DeadLetterFilter
 from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess
-from service.outbox.jetstream.dead_letters import JetStreamDeadLetters
+from service.outbox.jetstream.dead_letters import DeadLetterStream
 from service.outbox.jetstream.publisher import Publisher
 from service.outbox.jetstream.state import StreamState, read_state
 from service.outbox.jetstream.streams import (
@@ -119,7 +119,7 @@ async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
 
 
 async def _reasons(connection: Connection, plan: Plan) -> tuple[tuple[str, int], ...]:
-    letters = JetStreamDeadLetters(connection, Publisher(connection), plan)
+    letters = DeadLetterStream(connection, Publisher(connection), plan)
     await letters.puller.start(f"{INBOX}look")
     found = await letters.find(DeadLetterFilter(), after=0, limit=MAX_LETTERS)
     return tuple(Counter(letter.refusal.reason for letter in found).most_common(MAX_REASONS))

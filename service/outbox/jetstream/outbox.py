@@ -1,6 +1,6 @@
 """The outbox on NATS JetStream, which several replicas share.
 
-Where it promises less than a file does, see Outbox.
+Where it promises less than a file does, see Queue.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ import structlog
 
 from service.clock import Clock
 from service.errors import OutboxFullError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
+from service.outbox.base import Entry, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
 from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess, Received
-from service.outbox.jetstream.dead_letters import JetStreamDeadLetters
+from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
 from service.outbox.jetstream.headers import entry_headers, letter_headers
 from service.outbox.jetstream.leases import Leases, Settlement, read_answer
 from service.outbox.jetstream.publisher import Message, Publisher, RefusedError
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class JetStreamOutbox:
-    """An Outbox on two streams of JetStream."""
+    """An OpenOutbox on two streams of JetStream."""
 
     def __init__(
         self,
@@ -70,7 +70,13 @@ class JetStreamOutbox:
         )
         self._puller = Puller(self._connection, self._hear)
         self._waiting_pull = WaitingPull(self._connection, self._hear_waiting_pull)
-        self._letters = JetStreamDeadLetters(self._connection, self._publisher, plan)
+        self._letters = DeadLetterStream(self._connection, self._publisher, plan)
+        self.dead_letters = JetStreamDeadLetters(
+            self._letters,
+            check_capacity=self._refuse_when_full,
+            changed=self._note_dead_letters_changed,
+            now=self._now,
+        )
         self._adopted: Adopted | None = None
         self._state = StreamState()
         self._room = Capacity(Bounds(), clock, lambda: 0)
@@ -193,7 +199,7 @@ class JetStreamOutbox:
     # -- the verbs
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:
-        """Store events and return once the stream acknowledged them all. See Outbox.put."""
+        """Store events and return once the stream acknowledged them all. See Sink.put."""
         self._refuse_when_full()
         queued_at = self._now()
         first = {entry.message_id: index for index, entry in reversed(list(enumerate(entries)))}
@@ -220,7 +226,7 @@ class JetStreamOutbox:
         return [first[entry.message_id] == index and is_new[entry.message_id] for index, entry in enumerate(entries)]
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
-        """Lease events. See Outbox.fetch."""
+        """Lease events. See Queue.fetch."""
         if self._over is not None or self._adopted is None or self._leases.unsettled > MAX_STUCK:
             return []
         events: list[Stored] = []
@@ -248,26 +254,26 @@ class JetStreamOutbox:
             await self._waiting_pull.start(self._plan.events_stream, CONSUMER)
 
     def ack(self, stored: Stored) -> None:
-        """Settle as delivered. See Outbox.ack."""
+        """Settle as delivered. See Queue.ack."""
         self._leases.ack(stored)
 
     def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle as to be tried again. See Outbox.nak."""
+        """Settle as to be tried again. See Queue.nak."""
         self._leases.nak(stored, min(delay, self._retry_max_delay), now=self._now(), attempted=attempted)
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
-        """Settle as a dead letter. See Outbox.term."""
+        """Settle as a dead letter. See Queue.term."""
         self._leases.term(stored, refusal, Message(stored.payload, letter_headers(stored, refusal, self._now())))
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called when something may be fetched. See Outbox.subscribe."""
+        """Have `arrived` called when something may be fetched. See Queue.subscribe."""
         self._arrived.append(arrived)
 
     def next_due(self) -> None:
         """JetStream delivers what was put back when it is due, and `arrived` is called then."""
 
     def stats(self) -> Stats:
-        """What is held. See Outbox.stats."""
+        """What is held. See Queue.stats."""
         state = self._state
         letters = state.dead_letters + self._leases.coming_letters
         return Stats(max(0, state.events), max(0, state.bytes), state.oldest_at, letters)
@@ -301,30 +307,10 @@ class JetStreamOutbox:
         self._room.note_drained(len(gone))
         self._emptier.set()
 
-    # -- dead letters
-
-    async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
-        """See Outbox.list_dead_letters."""
-        return await self._letters.find(which, after=after, limit=limit) if limit else []
-
-    async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
-        """See Outbox.replay_dead_letters.
-
-        Raises:
-            OutboxFullError: there is no room for waiting events.
-        """
-        self._refuse_when_full()
-        replayed = await self._letters.replay(which, self._now())
+    async def _note_dead_letters_changed(self) -> None:
+        """Have a relay that paused for want of capacity for dead letters, or that has new events, look again."""
         await self._look()
         self._tell_arrived()
-        return replayed
-
-    async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
-        """See Outbox.delete_dead_letters."""
-        deleted = await self._letters.delete(which)
-        await self._look()
-        self._tell_arrived()  # a relay that had no room for dead letters may go on
-        return deleted
 
     # -- bounds
 

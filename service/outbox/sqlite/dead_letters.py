@@ -1,8 +1,9 @@
-"""The dead letters of an outbox file: every statement on their table."""
+"""The dead letters of an outbox file: the statements on their table, and the DeadLetters that the server is given."""
 
 import sqlite3
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from pointillist_destination.v1 import event_pb2
 from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
@@ -15,6 +16,22 @@ COLUMNS = (
     "id, message_id, payload, accepted_at, reason, status, detail, attempts, first_attempt_at, last_attempt_at,"
     " traceparent"
 )
+
+Result = TypeVar("Result")
+
+
+class Read(Protocol):
+    """Runs a function on the writer's thread, after the next commit."""
+
+    def __call__(self, function: Callable[[], Result], /) -> Awaitable[Result]:
+        """Return the function's result."""
+
+
+class Write(Protocol):
+    """Runs a function on the writer's thread, in the next transaction."""
+
+    def __call__(self, function: Callable[[Counts], Result], /) -> Awaitable[Result]:
+        """Return the function's result once the transaction is on disk."""
 
 
 class DeadLetterTable:
@@ -121,6 +138,68 @@ class DeadLetterTable:
             (*parameters, number - 1),
         ).fetchone()
         return row and int(row[0])
+
+
+class SqliteDeadLetters:
+    """The DeadLetters of an outbox file. See DeadLetters."""
+
+    def __init__(
+        self,
+        table: DeadLetterTable,
+        *,
+        read: Read,
+        write: Write,
+        check_capacity: Callable[[], None],
+        now: Callable[[], int],
+    ) -> None:
+        """Create it on the event loop that uses it.
+
+        Args:
+            table: the statements.
+            read: runs a function that only reads.
+            write: runs a function that changes the file.
+            check_capacity: raises OutboxFullError while no event may be added to the queue.
+            now: milliseconds since the epoch, by the outbox's steady clock.
+        """
+        self._table = table
+        self._read = read
+        self._write = write
+        self._check_capacity = check_capacity
+        self._now = now
+
+    async def list(self, which: DeadLetterFilter, *, after: int, limit: int) -> Sequence[DeadLetter]:
+        """Return dead letters by rising id. See DeadLetters.list."""
+        letters: list[DeadLetter] = []
+        while after < NEWEST and len(letters) < limit:
+            some, after = await self._read(partial(self._table.page, which, after, limit - len(letters)))
+            letters += some
+        return letters
+
+    async def replay(self, which: DeadLetterFilter) -> int:
+        """Move dead letters to the queue. See DeadLetters.replay.
+
+        Each transaction moves some; after a crash in between, every letter is in exactly one of the two places.
+        """
+        self._check_capacity()
+        now = self._now()
+
+        def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
+            return self._table.replay(which, after, newest, now, change)
+
+        return await self._repeat(replay)
+
+    async def delete(self, which: DeadLetterFilter) -> int:
+        """Delete dead letters for good. See DeadLetters.delete."""
+        return await self._repeat(partial(self._table.delete, which))
+
+    async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
+        """Process the dead letters that exist now, in as many transactions as it takes; later ones are left out."""
+        newest = await self._read(self._table.newest)
+        total = after = 0
+        while after < newest:
+            count, after = await self._write(partial(some, after, newest))
+            total += count
+        return total
 
 
 def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:

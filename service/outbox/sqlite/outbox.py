@@ -9,17 +9,16 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TypeVar
 
 from service.clock import Clock, Timer
 from service.errors import OutboxError, OutboxFullError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stats, Stored
+from service.outbox.base import Entry, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
 from service.outbox.sqlite.database import Database
-from service.outbox.sqlite.dead_letters import NEWEST
+from service.outbox.sqlite.dead_letters import SqliteDeadLetters
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
@@ -32,7 +31,7 @@ MAX_STUCK = 20_000  # settlements that could not be written, above which nothing
 
 
 class SqliteOutbox:
-    """An Outbox in one SQLite file."""
+    """An OpenOutbox in one SQLite file."""
 
     def __init__(
         self,
@@ -75,6 +74,13 @@ class SqliteOutbox:
         self._arrived: list[Callable[[], None]] = []
         self._emptier = asyncio.Event()
         self._trial: Timer | None = None
+        self.dead_letters = SqliteDeadLetters(
+            self._file.dead_letters,
+            read=self._read,
+            write=self._call,
+            check_capacity=self._refuse_when_full,
+            now=self._now,
+        )
         self._closed = False
         self._over: str | None = None  # why nothing is done any more, in words
         self._writer = Writer(
@@ -84,7 +90,7 @@ class SqliteOutbox:
     # -- the verbs
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:
-        """Store events and return once they are fsynced. See Outbox.put."""
+        """Store events and return once they are fsynced. See Sink.put."""
         self._refuse_when_full()
         future: asyncio.Future[list[bool]] = self._future()
         self._next.put(entries, future)
@@ -92,7 +98,7 @@ class SqliteOutbox:
         return await future
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
-        """Lease events. See Outbox.fetch."""
+        """Lease events. See Queue.fetch."""
         if self._over is not None or (self._next.retries and self._next.settlements() > MAX_STUCK):
             return []
         now = self._now()
@@ -114,12 +120,12 @@ class SqliteOutbox:
         return events
 
     def ack(self, stored: Stored) -> None:
-        """Settle as delivered. See Outbox.ack."""
+        """Settle as delivered. See Queue.ack."""
         self._next.acks.append(stored)
         self._schedule(linger=True)
 
     def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle as to be tried again. See Outbox.nak."""
+        """Settle as to be tried again. See Queue.nak."""
         now = self._now()
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
         self._due_at = min(self._due_at, due_at)
@@ -127,20 +133,20 @@ class SqliteOutbox:
         self._schedule(linger=True)
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
-        """Settle as a dead letter. See Outbox.term."""
+        """Settle as a dead letter. See Queue.term."""
         self._next.terms.append((stored, refusal, self._now()))
         self._schedule(linger=True)
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called when something may be fetched. See Outbox.subscribe."""
+        """Have `arrived` called when something may be fetched. See Queue.subscribe."""
         self._arrived.append(arrived)
 
     def next_due(self) -> float | None:
-        """Seconds until the next event is due. See Outbox.next_due."""
+        """Seconds until the next event is due. See Queue.next_due."""
         return None if self._due_at == inf or self._over is not None else max(0.0, (self._due_at - self._now()) / 1000)
 
     def stats(self) -> Stats:
-        """What is held. See Outbox.stats."""
+        """What is held. See Queue.stats."""
         counts = self._counts
         coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
         return Stats(counts.events, counts.bytes, self._writer.oldest_at, counts.dead_letters + coming)
@@ -160,43 +166,6 @@ class SqliteOutbox:
         """Events that those put there."""
         return self._writer.committed_events
 
-    # -- dead letters
-
-    async def list_dead_letters(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
-        """See Outbox.list_dead_letters."""
-        letters: list[DeadLetter] = []
-        while after < NEWEST and len(letters) < limit:
-            some, after = await self._read(partial(self._file.dead_letters.page, which, after, limit - len(letters)))
-            letters += some
-        return letters
-
-    async def replay_dead_letters(self, which: DeadLetterFilter) -> int:
-        """Each transaction moves some; a crash in between leaves every letter in exactly one of the two places.
-
-        Raises:
-            OutboxFullError: there is no room for waiting events.
-        """
-        self._refuse_when_full()
-        now = self._now()
-
-        def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
-            return self._file.dead_letters.replay(which, after, newest, now, change)
-
-        return await self._repeat(replay)
-
-    async def delete_dead_letters(self, which: DeadLetterFilter) -> int:
-        """See Outbox.delete_dead_letters."""
-        return await self._repeat(partial(self._file.dead_letters.delete, which))
-
-    async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
-        """Work through the dead letters that there are now; such as come while it lasts are not meant."""
-        newest = await self._read(self._file.dead_letters.newest)
-        total = after = 0
-        while after < newest:
-            count, after = await self._call(partial(some, after, newest))
-            total += count
-        return total
-
     # -- bounds
 
     async def has_room(self) -> None:
@@ -207,7 +176,7 @@ class SqliteOutbox:
                 await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
 
     def broken(self) -> str | None:
-        """Why nothing works any more. See Outbox.broken."""
+        """Why nothing works any more. See OpenOutbox.broken."""
         return self._over
 
     def unreachable(self) -> str | None:

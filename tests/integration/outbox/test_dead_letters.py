@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointillist_destination.v1 import event_pb2
-from service.outbox.base import DeadLetterFilter, Entry, Outbox, Refusal
+from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Refusal
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, identify
 from tests.support.outboxes import ALL, REFUSAL, Backend, bury, take
@@ -18,16 +18,16 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[Outbox]:
+async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[OpenOutbox]:
     async with backend.open(clock) as outbox:
         yield outbox
 
 
-async def message_ids(outbox: Outbox, count: int, *, early: bool = False) -> list[str]:
+async def message_ids(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[str]:
     return [stored.message_id for stored in await take(outbox, count, early=early)]
 
 
-async def test_a_dead_letter_has_all_of_its_events_fields(outbox: Outbox, clock: HandClock) -> None:
+async def test_a_dead_letter_has_all_of_its_events_fields(outbox: OpenOutbox, clock: HandClock) -> None:
     # given an event that failed once
     await outbox.put([entry(1)])
     [stored] = await take(outbox, 1)
@@ -42,14 +42,14 @@ async def test_a_dead_letter_has_all_of_its_events_fields(outbox: Outbox, clock:
     await outbox.flush()
 
     # then
-    [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
+    [letter] = await outbox.dead_letters.list(ALL, after=0, limit=10)
     assert (letter.message_id, letter.payload, letter.accepted_at) == entry(1)[:3]
     assert letter.refusal == Refusal("422", 422, "detail")
     assert (letter.attempts, letter.first_attempt_at, letter.last_attempt_at) == (2, first_at, clock.now * 1000)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (0, 1)
 
 
-async def test_dead_letters_that_are_about_to_be_written_are_counted_already(outbox: Outbox) -> None:
+async def test_dead_letters_that_are_about_to_be_written_are_counted_already(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     [stored] = await take(outbox, 1)
     outbox.term(stored, REFUSAL)
@@ -75,7 +75,7 @@ FILTERS = [
 ]
 
 
-async def bury_four(outbox: Outbox, clock: HandClock) -> None:
+async def bury_four(outbox: OpenOutbox, clock: HandClock) -> None:
     """Three tracks and an identify, given up a second from each other, with ids from 1."""
     person = event_pb2.Event(identify=identify(3, user_id="", anonymous_id="a-3"))
     given = [*entries(3), Entry("m-3", person.SerializeToString(), ACCEPTED_AT)]
@@ -86,20 +86,20 @@ async def bury_four(outbox: Outbox, clock: HandClock) -> None:
 
 @pytest.mark.parametrize(("which", "expected"), FILTERS)
 async def test_dead_letters_are_listed_by_any_filter(
-    outbox: Outbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
+    outbox: OpenOutbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
 ) -> None:
     await bury_four(outbox, clock)
-    letters = await outbox.list_dead_letters(which, after=0, limit=10)
+    letters = await outbox.dead_letters.list(which, after=0, limit=10)
     assert [letter.message_id for letter in letters] == [f"m-{number}" for number in expected]
 
 
 @pytest.mark.parametrize(("which", "expected"), FILTERS)
 async def test_dead_letters_are_deleted_by_any_filter(
-    outbox: Outbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
+    outbox: OpenOutbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
 ) -> None:
     await bury_four(outbox, clock)
-    assert await outbox.delete_dead_letters(which) == len(expected)
-    left = [letter.message_id for letter in await outbox.list_dead_letters(ALL, after=0, limit=10)]
+    assert await outbox.dead_letters.delete(which) == len(expected)
+    left = [letter.message_id for letter in await outbox.dead_letters.list(ALL, after=0, limit=10)]
     assert left == [f"m-{number}" for number in range(4) if number not in expected]
     assert outbox.stats().dead_letters == 4 - len(expected)
     assert outbox.stats().events == 0
@@ -107,66 +107,66 @@ async def test_dead_letters_are_deleted_by_any_filter(
 
 @pytest.mark.parametrize(("which", "expected"), FILTERS)
 async def test_dead_letters_are_replayed_by_any_filter(
-    outbox: Outbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
+    outbox: OpenOutbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
 ) -> None:
     await bury_four(outbox, clock)
-    assert await outbox.replay_dead_letters(which) == len(expected)
+    assert await outbox.dead_letters.replay(which) == len(expected)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (len(expected), 4 - len(expected))
     assert await message_ids(outbox, len(expected)) == [f"m-{number}" for number in expected]
 
 
-async def test_an_event_keeps_its_traceparent_as_a_dead_letter_and_after_its_replay(outbox: Outbox) -> None:
+async def test_an_event_keeps_its_traceparent_as_a_dead_letter_and_after_its_replay(outbox: OpenOutbox) -> None:
     # given
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await bury(outbox, [entry(1)._replace(traceparent=traceparent), entry(2)])
 
     # when
-    letters = await outbox.list_dead_letters(ALL, after=0, limit=10)
-    await outbox.replay_dead_letters(ALL)
+    letters = await outbox.dead_letters.list(ALL, after=0, limit=10)
+    await outbox.dead_letters.replay(ALL)
 
     # then
     assert [letter.traceparent for letter in letters] == [traceparent, ""]
     assert [stored.traceparent for stored in await take(outbox, 2)] == [traceparent, ""]
 
 
-async def test_dead_letters_are_listed_page_by_page(outbox: Outbox) -> None:
+async def test_dead_letters_are_listed_page_by_page(outbox: OpenOutbox) -> None:
     await bury(outbox, entries(5))
-    first = await outbox.list_dead_letters(ALL, after=0, limit=3)
-    second = await outbox.list_dead_letters(ALL, after=first[-1].id, limit=3)
-    assert [letter.message_id for letter in first + second] == [f"m-{number}" for number in range(5)]
+    first = await outbox.dead_letters.list(ALL, after=0, limit=3)
+    second = await outbox.dead_letters.list(ALL, after=first[-1].id, limit=3)
+    assert [letter.message_id for letter in [*first, *second]] == [f"m-{number}" for number in range(5)]
 
 
 async def test_a_replayed_event_begins_anew_with_its_message_id_and_its_moment_of_acceptance(
-    outbox: Outbox, clock: HandClock
+    outbox: OpenOutbox, clock: HandClock
 ) -> None:
     await bury(outbox, [entry(1)])
     clock.move(1000.0)
-    await outbox.replay_dead_letters(ALL)
+    await outbox.dead_letters.replay(ALL)
 
     [stored] = await take(outbox, 1)
     assert Entry(stored.message_id, stored.payload, stored.accepted_at) == entry(1)
     assert (stored.attempts, stored.first_attempt_at, stored.queued_at) == (0, None, clock.now * 1000)
 
 
-async def test_a_replayed_events_message_id_stays_a_duplicate(outbox: Outbox) -> None:
+async def test_a_replayed_events_message_id_stays_a_duplicate(outbox: OpenOutbox) -> None:
     await bury(outbox, [entry(1)])
-    await outbox.replay_dead_letters(ALL)
+    await outbox.dead_letters.replay(ALL)
     assert await outbox.put([entry(1)]) == [False]
 
 
-async def test_more_dead_letters_than_one_transaction_takes_are_all_replayed(outbox: Outbox) -> None:
+async def test_more_dead_letters_than_one_transaction_takes_are_all_replayed(outbox: OpenOutbox) -> None:
     await bury(outbox, entries(1200))
-    assert await outbox.replay_dead_letters(ALL) == 1200
+    assert await outbox.dead_letters.replay(ALL) == 1200
     assert await message_ids(outbox, 1200) == [f"m-{number}" for number in range(1200)]
 
 
-async def test_events_put_while_dead_letters_are_replayed_hide_none_of_them(outbox: Outbox) -> None:
+async def test_events_put_while_dead_letters_are_replayed_hide_none_of_them(outbox: OpenOutbox) -> None:
     # given more dead letters than one transaction takes, and a relay that keeps up
     await bury(outbox, entries(1200))
     fetched = [stored.message_id for stored in await outbox.fetch(10)]
 
     # when
-    replaying = asyncio.ensure_future(outbox.replay_dead_letters(ALL))
+    replaying = asyncio.ensure_future(outbox.dead_letters.replay(ALL))
     number = 2000
     while not replaying.done():
         await outbox.put([entry(number)])

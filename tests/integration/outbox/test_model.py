@@ -147,14 +147,14 @@ class OutboxMachine(RuleBasedStateMachine):
     def replay(self, number: int | None) -> None:
         which = ALL if number is None else DeadLetterFilter(user_id=f"u-{number}")
         replayed = self.take_dead(number)
-        assert self.run(self.outbox.replay_dead_letters(which)) == len(replayed)
+        assert self.run(self.outbox.dead_letters.replay(which)) == len(replayed)
         for message_id in replayed:
             self.model.add(message_id)
 
     @rule(number=st.none() | NUMBERS)
     def delete(self, number: int | None) -> None:
         which = ALL if number is None else DeadLetterFilter(user_id=f"u-{number}")
-        assert self.run(self.outbox.delete_dead_letters(which)) == len(self.take_dead(number))
+        assert self.run(self.outbox.dead_letters.delete(which)) == len(self.take_dead(number))
 
     def take_dead(self, number: int | None) -> list[str]:
         taken = [one for one in self.model.dead if number is None or one == f"m-{number}"]
@@ -192,7 +192,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def lists_the_dead_letters_of_the_model(self) -> None:
-        letters = self.run(self.outbox.list_dead_letters(ALL, after=0, limit=1000))
+        letters = self.run(self.outbox.dead_letters.list(ALL, after=0, limit=1000))
         assert [letter.message_id for letter in letters] == self.model.dead
 
     def teardown(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.errors import OutboxFullError
-from service.outbox.base import Entry, Outbox
+from service.outbox.base import Entry, OpenOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, Backend, bury, take
@@ -19,35 +19,35 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[Outbox]:
+async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[OpenOutbox]:
     async with backend.open(clock) as outbox:
         yield outbox
 
 
-async def message_ids(outbox: Outbox, count: int, *, early: bool = False) -> list[str]:
+async def message_ids(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[str]:
     return [stored.message_id for stored in await take(outbox, count, early=early)]
 
 
 # -- put
 
 
-async def test_nothing_put_is_a_put_too(outbox: Outbox) -> None:
+async def test_nothing_put_is_a_put_too(outbox: OpenOutbox) -> None:
     assert await outbox.put([]) == []
 
 
-async def test_a_message_id_twice_in_one_put_is_stored_once(outbox: Outbox) -> None:
+async def test_a_message_id_twice_in_one_put_is_stored_once(outbox: OpenOutbox) -> None:
     stored = await outbox.put([entry(1), entry(2), entry(1), entry(3), entry(3)])
     assert stored == [True, True, False, True, False]
     assert await message_ids(outbox, 3) == ["m-1", "m-2", "m-3"]
 
 
-async def test_duplicates_are_found_in_a_put_of_many_statements(outbox: Outbox) -> None:
+async def test_duplicates_are_found_in_a_put_of_many_statements(outbox: OpenOutbox) -> None:
     await outbox.put(entries(100))
     stored = await outbox.put([*entries(200, first=50), *entries(200, first=50)])
     assert stored == [False] * 50 + [True] * 150 + [False] * 200
 
 
-async def test_a_message_id_put_again_is_a_duplicate_even_once_it_was_delivered(outbox: Outbox) -> None:
+async def test_a_message_id_put_again_is_a_duplicate_even_once_it_was_delivered(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     for stored in await take(outbox, 1):
         outbox.ack(stored)
@@ -62,13 +62,13 @@ async def test_the_duplicate_window_outlives_a_restart(backend: Backend, clock: 
         assert await outbox.put([entry(1)]) == [False]
 
 
-async def test_message_ids_that_look_alike_are_kept_apart(outbox: Outbox) -> None:
+async def test_message_ids_that_look_alike_are_kept_apart(outbox: OpenOutbox) -> None:
     alike = ["a", "a ", " a", "A", "a\n", "a\r", "a\x00", "a\x00b", "ä", "a\u0308", "x" * 100, "é" * 100, "%61"]
     assert await outbox.put([entry(1, message_id=one) for one in alike]) == [True] * len(alike)
     assert await message_ids(outbox, len(alike)) == alike
 
 
-async def test_a_caller_that_gives_up_disturbs_nobody(outbox: Outbox) -> None:
+async def test_a_caller_that_gives_up_disturbs_nobody(outbox: OpenOutbox) -> None:
     # given
     puts = [asyncio.ensure_future(outbox.put([entry(number)])) for number in range(10)]
     await asyncio.sleep(0)
@@ -86,7 +86,7 @@ async def test_a_caller_that_gives_up_disturbs_nobody(outbox: Outbox) -> None:
 # -- fetch and settle
 
 
-async def test_events_are_fetched_oldest_first_and_as_they_were_put(outbox: Outbox, clock: HandClock) -> None:
+async def test_events_are_fetched_oldest_first_and_as_they_were_put(outbox: OpenOutbox, clock: HandClock) -> None:
     await outbox.put(entries(3))
     await outbox.put(entries(2, first=3))
     first = await take(outbox, 4)
@@ -111,14 +111,14 @@ async def test_an_event_is_fetched_with_the_traceparent_it_was_put_with(
         assert [stored.traceparent for stored in await take(outbox, 2)] == [traceparent, ""]
 
 
-async def test_a_fetched_event_is_not_fetched_again(outbox: Outbox) -> None:
+async def test_a_fetched_event_is_not_fetched_again(outbox: OpenOutbox) -> None:
     await outbox.put(entries(3))
     await take(outbox, 3)
     assert await outbox.fetch(100) == []
     assert await outbox.fetch(100, early=True) == []
 
 
-async def test_an_acked_event_is_gone(outbox: Outbox) -> None:
+async def test_an_acked_event_is_gone(outbox: OpenOutbox) -> None:
     await outbox.put(entries(2))
     [first, _] = await take(outbox, 2)
     outbox.ack(first)
@@ -126,7 +126,7 @@ async def test_an_acked_event_is_gone(outbox: Outbox) -> None:
     assert outbox.stats().events == 1
 
 
-async def test_an_event_that_is_put_back_for_long_is_not_fetched(outbox: Outbox) -> None:
+async def test_an_event_that_is_put_back_for_long_is_not_fetched(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     [stored] = await take(outbox, 1)
     outbox.nak(stored, RETRY_MAX_DELAY)
@@ -136,7 +136,7 @@ async def test_an_event_that_is_put_back_for_long_is_not_fetched(outbox: Outbox)
 
 
 async def test_an_event_that_is_put_back_comes_again_after_its_delay(
-    outbox: Outbox, backend: Backend, clock: HandClock
+    outbox: OpenOutbox, backend: Backend, clock: HandClock
 ) -> None:
     # given
     await outbox.put([entry(1)])
@@ -160,7 +160,7 @@ async def test_an_event_that_is_put_back_comes_again_after_its_delay(
 
 
 async def test_events_that_are_put_back_for_at_once_come_before_new_ones_in_their_order(
-    outbox: Outbox, clock: HandClock
+    outbox: OpenOutbox, clock: HandClock
 ) -> None:
     await outbox.put(entries(3))
     [zero, one, two] = await take(outbox, 3)
@@ -171,7 +171,7 @@ async def test_events_that_are_put_back_for_at_once_come_before_new_ones_in_thei
     assert await message_ids(outbox, 4) == ["m-1", "m-2", "m-0", "m-3"]
 
 
-async def test_the_first_attempts_time_stays_over_further_attempts(outbox: Outbox, clock: HandClock) -> None:
+async def test_the_first_attempts_time_stays_over_further_attempts(outbox: OpenOutbox, clock: HandClock) -> None:
     await outbox.put([entry(1)])
     began = clock.now
     for attempts in range(3):
@@ -184,7 +184,7 @@ async def test_the_first_attempts_time_stays_over_further_attempts(outbox: Outbo
     assert stored.first_attempt_at == began * 1000
 
 
-async def test_a_nak_without_an_attempt_counts_none(outbox: Outbox) -> None:
+async def test_a_nak_without_an_attempt_counts_none(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     [stored] = await take(outbox, 1)
     outbox.nak(stored, 0.0, attempted=False)
@@ -192,7 +192,7 @@ async def test_a_nak_without_an_attempt_counts_none(outbox: Outbox) -> None:
     assert (again.attempts, again.first_attempt_at) == (0, None)
 
 
-async def test_an_early_fetch_takes_what_is_not_due_each_time_another_one(outbox: Outbox) -> None:
+async def test_an_early_fetch_takes_what_is_not_due_each_time_another_one(outbox: OpenOutbox) -> None:
     await outbox.put(entries(3))
     for delay, stored in zip((20.0, 10.0), await take(outbox, 2), strict=True):
         outbox.nak(stored, delay)
@@ -200,13 +200,13 @@ async def test_an_early_fetch_takes_what_is_not_due_each_time_another_one(outbox
     assert await outbox.fetch(1, early=True) == []
 
 
-async def test_nothing_is_due_where_nothing_was_put_back(outbox: Outbox) -> None:
+async def test_nothing_is_due_where_nothing_was_put_back(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     await outbox.fetch(2)
     assert outbox.next_due() is None
 
 
-async def test_a_put_is_told_to_who_subscribed(outbox: Outbox) -> None:
+async def test_a_put_is_told_to_who_subscribed(outbox: OpenOutbox) -> None:
     heard: list[int] = []
     outbox.subscribe(lambda: heard.append(outbox.stats().events))
     await outbox.put([entry(1)])
@@ -242,7 +242,7 @@ async def test_ids_are_never_given_twice_to_events_that_wait(backend: Backend, c
         async with backend.open(clock) as outbox:
             await outbox.put(entries(3, first=3 * round_))
             await bury(outbox, [entry(100 + round_)])
-            await outbox.replay_dead_letters(ALL)
+            await outbox.dead_letters.replay(ALL)
             ids = [stored.id for stored in await take(outbox, 4 * (round_ + 1))]
     assert ids == sorted(set(ids))
     assert len(ids) == 12

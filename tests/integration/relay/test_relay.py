@@ -244,7 +244,7 @@ async def test_a_refused_event_becomes_a_dead_letter_and_its_neighbours_are_deli
         await running.outbox.put(entries(20))
         await drained(running)
         await running.outbox.flush()
-        letters = await running.outbox.list_dead_letters(ALL, after=0, limit=10)
+        letters = await running.outbox.dead_letters.list(ALL, after=0, limit=10)
     assert sorted((letter.message_id, letter.refusal, letter.attempts) for letter in letters) == [
         ("m-3", Refusal("400", 400, "no such label"), 1),
         ("m-4", Refusal("400", 400, "no such label"), 1),
@@ -292,7 +292,7 @@ async def test_an_event_that_fails_for_longer_than_the_maximum_age_becomes_a_dea
 
         # then
         await drained(running, clock)
-        [letter] = await running.outbox.list_dead_letters(ALL, after=0, limit=10)
+        [letter] = await running.outbox.dead_letters.list(ALL, after=0, limit=10)
     assert (letter.message_id, letter.refusal) == ("m-1", Refusal("max_age", 503, "503: busy"))
 
 
@@ -325,7 +325,7 @@ async def test_a_relay_without_room_for_dead_letters_pauses_and_goes_on_when_the
 
         # when
         script.answer = lambda _: TAKEN
-        await running.outbox.delete_dead_letters(ALL)
+        await running.outbox.dead_letters.delete(ALL)
 
         # then
         await drained(running)
@@ -382,7 +382,7 @@ async def test_a_replayed_event_is_delivered(relaying: Relays, backend: Backend)
         await until(lambda: running.outbox.stats().dead_letters == 1)
         await running.outbox.flush()
         script.answer = lambda _: TAKEN
-        assert await running.outbox.replay_dead_letters(ALL) == 1
+        assert await running.outbox.dead_letters.replay(ALL) == 1
         await until(lambda: "m-1" in script.taken)
 
 

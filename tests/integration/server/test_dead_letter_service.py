@@ -36,7 +36,7 @@ Stub = Any  # the generated stub's methods have no types of their own for grpc.a
 async def serving(outbox: SqliteOutbox) -> AsyncIterator[grpc.aio.Channel]:
     """Serve an outbox's dead letters on a free port; gives a channel to it."""
     mapping = load_mapping(None)
-    service = DeadLetterService(outbox=outbox, mapping=lambda: mapping)
+    service = DeadLetterService(dead_letters=outbox.dead_letters, mapping=lambda: mapping)
     health = Health(why_dead=lambda: None, why_not_ready=lambda: None, is_getting_through=lambda: True)
     server = make_server([dead_letter_service.handlers(service, Calls())], [], health, reflect=False)
     address = listen(server, "TEST", Listen("127.0.0.1", 0))

@@ -149,7 +149,7 @@ class JetStreamMachine(RuleBasedStateMachine):
         which = ALL if number is None else DeadLetterFilter(user_id=f"u-{number}")
         taken = [one for one in self.model.dead if number is None or one == f"m-{number}"]
         self.model.dead = [one for one in self.model.dead if one not in taken]
-        act = self.outbox.replay_dead_letters if is_replayed else self.outbox.delete_dead_letters
+        act = self.outbox.dead_letters.replay if is_replayed else self.outbox.dead_letters.delete
         assert self.run(act(which)) == len(taken)
         for message_id in taken if is_replayed else ():
             self.model.add(message_id)
@@ -165,7 +165,7 @@ class JetStreamMachine(RuleBasedStateMachine):
         self.run(self.outbox.flush())
         stats = self.outbox.stats()
         assert (stats.events, stats.dead_letters) == (len(self.model.waiting), len(self.model.dead))
-        letters = self.run(self.outbox.list_dead_letters(ALL, after=0, limit=1000))
+        letters = self.run(self.outbox.dead_letters.list(ALL, after=0, limit=1000))
         assert [letter.message_id for letter in letters] == self.model.dead
 
     def teardown(self) -> None:

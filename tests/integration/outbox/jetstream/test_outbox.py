@@ -72,7 +72,7 @@ async def test_a_dead_letter_that_is_written_again_is_kept_once(nats_server: Nat
         await outbox.flush()
 
         # then
-        assert len(await outbox.list_dead_letters(ALL, after=0, limit=10)) == 1
+        assert len(await outbox.dead_letters.list(ALL, after=0, limit=10)) == 1
         assert outbox.stats().events == 0
 
 
@@ -80,16 +80,16 @@ async def test_a_refusal_in_any_words_comes_back_as_it_was(nats_server: NatsServ
     refusal = Refusal("400", 400, 'line\r\nNats-Msg-Id: forged\n "ünïcode" 100 % \x00 ')
     async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
         await bury(outbox, [entry(1, message_id="m\r\nX: y")], refusal)
-        [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
+        [letter] = await outbox.dead_letters.list(ALL, after=0, limit=10)
     assert (letter.refusal, letter.message_id) == (refusal, "m\r\nX: y")
 
 
 async def test_more_dead_letters_than_are_read_at_once_are_all_found(nats_server: NatsServer, prefix: str) -> None:
     async with opened_on_nats(nats_server.url, Plan(prefix), CLOCK) as outbox:
         await bury(outbox, entries(450))
-        letters = await outbox.list_dead_letters(ALL, after=0, limit=1000)
+        letters = await outbox.dead_letters.list(ALL, after=0, limit=1000)
         assert [letter.message_id for letter in letters] == [one.message_id for one in entries(450)]
-        page = await outbox.list_dead_letters(ALL, after=letters[199].id, limit=210)
+        page = await outbox.dead_letters.list(ALL, after=letters[199].id, limit=210)
         assert page == letters[200:410]
 
 
@@ -436,7 +436,7 @@ async def test_what_could_not_be_settled_does_not_settle_what_a_stream_made_anew
             # then
             assert [stored.message_id for stored in new] == ["m-10", "m-11", "m-12"]
             assert outbox.stats().events == 3
-            [letter] = await outbox.list_dead_letters(ALL, after=0, limit=10)
+            [letter] = await outbox.dead_letters.list(ALL, after=0, limit=10)
             assert letter.message_id == old[2].message_id
 
 

@@ -55,9 +55,9 @@ def inter(outbox: SqliteOutbox, count: int, reason: str) -> None:
 @pytest.mark.parametrize(
     "act",
     [
-        lambda outbox: outbox.list_dead_letters(NOBODY, after=0, limit=10),
-        lambda outbox: outbox.replay_dead_letters(NOBODY),
-        lambda outbox: outbox.delete_dead_letters(NOBODY),
+        lambda outbox: outbox.dead_letters.list(NOBODY, after=0, limit=10),
+        lambda outbox: outbox.dead_letters.replay(NOBODY),
+        lambda outbox: outbox.dead_letters.delete(NOBODY),
     ],
     ids=["list", "replay", "delete"],
 )
@@ -81,12 +81,12 @@ async def test_a_page_of_dead_letters_is_filled_from_far_apart(outbox: SqliteOut
     for reason in ("max_age", "422", "max_age"):
         inter(outbox, 1, reason)
         inter(outbox, MANY // 2, "400")
-    letters = await outbox.list_dead_letters(DeadLetterFilter(reason="max_age"), after=0, limit=10)
+    letters = await outbox.dead_letters.list(DeadLetterFilter(reason="max_age"), after=0, limit=10)
     assert [letter.id for letter in letters] == [1, MANY + 3]
-    assert await outbox.list_dead_letters(DeadLetterFilter(reason="max_age"), after=0, limit=1) == letters[:1]
+    assert await outbox.dead_letters.list(DeadLetterFilter(reason="max_age"), after=0, limit=1) == letters[:1]
 
 
-@pytest.mark.parametrize("verb", ["replay_dead_letters", "delete_dead_letters"])
+@pytest.mark.parametrize("verb", ["replay", "delete"])
 async def test_dead_letters_that_are_not_meant_are_looked_at_once(path: Path, clock: HandClock, verb: str) -> None:
     async def steps(others: int) -> int:
         """Thousands of steps of SQLite's machine."""
@@ -101,7 +101,7 @@ async def test_dead_letters_that_are_not_meant_are_looked_at_once(path: Path, cl
             inter(outbox, others, "max_age")
             inter(outbox, MANY // 2, "400")
             outbox._file._connection.set_progress_handler(step, 1000)
-            assert await getattr(outbox, verb)(DeadLetterFilter(reason="400")) == MANY // 2
+            assert await getattr(outbox.dead_letters, verb)(DeadLetterFilter(reason="400")) == MANY // 2
         return count
 
     alone, behind_many = await steps(1), await steps(MANY)
@@ -112,6 +112,6 @@ async def test_events_replayed_from_among_others_keep_their_order(outbox: Sqlite
     for _ in range(3):
         inter(outbox, 3000, "max_age")
         inter(outbox, 700, "400")
-    assert await outbox.replay_dead_letters(DeadLetterFilter(reason="400")) == 2100
+    assert await outbox.dead_letters.replay(DeadLetterFilter(reason="400")) == 2100
     assert outbox.stats().dead_letters == 9000
     assert await message_ids(outbox, 10_000) == [f"400-{number + 1}" for number in range(700)] * 3

@@ -104,8 +104,8 @@ async def test_an_event_of_an_old_file_is_as_old_as_its_acceptance_or_its_replay
 
 async def test_the_dead_letters_of_an_old_file_can_be_read_and_replayed(old_file: Path) -> None:
     async with opened(old_file, HandClock(START + 7_200)) as outbox:
-        letters = await outbox.list_dead_letters(DeadLetterFilter(), after=0, limit=100)
-        replayed = await outbox.replay_dead_letters(DeadLetterFilter())
+        letters = await outbox.dead_letters.list(DeadLetterFilter(), after=0, limit=100)
+        replayed = await outbox.dead_letters.replay(DeadLetterFilter())
         waiting = {event.message_id for event in await outbox.fetch(1_000)}
 
         refusal = Refusal("400", 400, "no")
@@ -176,7 +176,7 @@ async def test_a_file_of_the_second_schema_keeps_what_waits_and_its_dead_letters
     # when
     async with opened(path, HandClock(START)) as outbox:
         [stored] = await outbox.fetch(10, early=True)
-        [letter] = await outbox.list_dead_letters(DeadLetterFilter(), after=0, limit=10)
+        [letter] = await outbox.dead_letters.list(DeadLetterFilter(), after=0, limit=10)
 
     # then
     at = accepted_at

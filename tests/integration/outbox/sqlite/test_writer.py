@@ -88,7 +88,7 @@ async def test_an_outbox_whose_writer_ended_takes_nothing_and_says_so(path: Path
         with pytest.raises(OutboxFullError, match="writer has ended"):
             await outbox.put([entry(2)])
         with pytest.raises(OutboxFullError, match="writer has ended"):
-            await outbox.list_dead_letters(ALL, after=0, limit=1)
+            await outbox.dead_letters.list(ALL, after=0, limit=1)
 
         # then nothing is handed out either, because it could not be settled
         outbox.nak(stored, 0.0)
