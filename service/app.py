@@ -16,6 +16,7 @@ import uvloop
 from service.clock import Clock, SystemClock
 from service.config.role import Role
 from service.config.settings import Listen, Settings, TokenSource, effective
+from service.errors import OutboxUnavailableError
 from service.intake.callers import CallersFile
 from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
@@ -136,7 +137,7 @@ class App:
             )
             health = Health(
                 why_dead=outbox.broken,
-                why_not_ready=outbox.full if role.accepts else outbox.unreachable,
+                why_not_ready=(lambda: _reason(outbox.full())) if role.accepts else outbox.unreachable,
                 is_getting_through=(lambda: flow.is_getting_through and sender.is_able) if role.relays else None,
                 accepts=role.accepts,
                 beat=lambda: _beat_health(outbox, metrics),
@@ -277,6 +278,10 @@ def _follow(file: FollowedFile | None, name: str, *, is_asked: bool) -> bool:
         return True
     log.error("file refused; what was read before stays in force", file=name, why=file.problem)
     return False
+
+
+def _reason(error: OutboxUnavailableError | None) -> str | None:
+    return None if error is None else error.reason
 
 
 def _beat_health(outbox: OpenOutbox, metrics: Metrics) -> None:

@@ -7,8 +7,9 @@
     └── OutboxError
         ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
         └── OutboxUnavailableError      nothing is stored now; trying again later makes sense
-            ├── OutboxFullError         a bound of the outbox or of its disk is reached
-            └── OutboxClosedError       the outbox was closed, because the server shuts down
+            ├── OutboxFullError         a bound of the outbox, of its disk or of a stream is reached
+            ├── OutboxClosedError       the outbox was closed, because the server shuts down
+            └── JetStreamError          JetStream answered with an error other than such a bound
 
 Foreign errors are translated where they enter: `outbox/sqlite/`, `outbox/jetstream/connection.py`, `pointillist/`,
 `config/settings.py`.
@@ -69,3 +70,20 @@ class OutboxFullError(OutboxUnavailableError):
 
 class OutboxClosedError(OutboxUnavailableError):
     """The outbox was closed, because the server shuts down."""
+
+
+class JetStreamError(OutboxUnavailableError):
+    """JetStream answered with an error other than a bound of a stream.
+
+    Args:
+        code: an HTTP-like status.
+        number: JetStream's own number of the error; 0 if it has none.
+        description: JetStream's words.
+        retry_after: seconds until trying again makes sense.
+    """
+
+    def __init__(self, code: int, number: int, description: str, retry_after: float) -> None:
+        super().__init__(f"JetStream error: {description}" + (f" ({number})" if number else ""), retry_after)
+        self.code = code
+        self.number = number
+        self.description = description

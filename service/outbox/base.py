@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from service.errors import OutboxUnavailableError
+
 
 class Entry(NamedTuple):
     """An event to be stored.
@@ -121,8 +123,8 @@ class Sink(Protocol):
             OutboxClosedError: the outbox was closed.
         """
 
-    def full(self) -> str | None:
-        """Return the reason why `put` would be refused now; None while it would store events."""
+    def full(self) -> OutboxUnavailableError | None:
+        """Return the error that `put` would raise now; None while it would store events."""
 
     async def has_room(self) -> None:
         """Return once `full` is None."""

@@ -103,16 +103,22 @@ async def test_a_server_whose_nats_is_away_lives_is_not_ready_and_becomes_so(tmp
             await until_health(replica.channel, "liveness", SERVING)
             await until_health(replica.channel, NAME, NOT_SERVING)
             failed = await failure(replica.events.Track(event_service_pb2.TrackRequest(track=track(1))))
-            assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTBOX_FULL")
+            assert (failed.code, failed.info.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTBOX_UNAVAILABLE")
             assert failed.retry_after is not None
+            batches = replica.events.BatchSend()
+            await batches.write(event_service_pb2.BatchSendRequest(sequence=1, events=[event(2)]))
+            answering = asyncio.ensure_future(batches.read())
 
             # when
+            assert not answering.done()
             server.start()
 
             # then
             await until_health(replica.channel, NAME, SERVING)
+            assert await answering == event_service_pb2.BatchSendResponse(sequence=1, accepted=1)
+            await batches.done_writing()
             await replica.events.Track(event_service_pb2.TrackRequest(track=track(1)))
-            await until(lambda: replica.delivered == ["m-1"])
+            await until(lambda: sorted(replica.delivered) == ["m-1", "m-2"])
 
 
 async def test_relays_share_the_concurrency_that_the_operator_allows(

@@ -133,3 +133,9 @@ async def bury(outbox: OpenOutbox, entries: list[Entry], refusal: Refusal = REFU
         outbox.term(stored, refusal)
     await outbox.flush()
     return buried
+
+
+def refusal(outbox: OpenOutbox) -> str:
+    """The reason for which a put would be refused now; empty where it would not be."""
+    error = outbox.full()
+    return "" if error is None else error.reason

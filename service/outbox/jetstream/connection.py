@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from service.config.fields import NatsServers
-from service.errors import OutboxFullError, OutboxUnusableError
+from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
 
 API = "$JS.API"
 INBOX = "_INBOX."  # how the subjects begin on which answers come
@@ -38,22 +38,6 @@ Received: TypeAlias = Msg
 """A message that came: `subject`, `reply`, `headers` (or None) and `data`."""
 
 log = structlog.get_logger()
-
-
-class ApiError(OutboxFullError):
-    """JetStream's API answered with an error.
-
-    Args:
-        code: an HTTP-like status.
-        number: JetStream's own number of the error.
-        description: JetStream's words.
-    """
-
-    def __init__(self, code: int, number: int, description: str) -> None:
-        super().__init__(f"JetStream says: {description} ({number})", UNREACHED_RETRY)
-        self.code = code
-        self.number = number
-        self.description = description
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +189,7 @@ class Connection:
         """Hear no more of a subject; returns once NATS knows, and what it sent before is heard.
 
         Raises:
-            OutboxFullError: there is no connection.
+            OutboxUnavailableError: there is no connection.
         """
         del self._subscribed[subject]
         try:
@@ -219,7 +203,7 @@ class Connection:
         """Send a message, once NATS has read enough of those before.
 
         Raises:
-            OutboxFullError: there is no connection; nothing was sent.
+            OutboxUnavailableError: there is no connection; nothing was sent.
         """
         client = self._usable()
         while client.pending_data_size > MAX_UNSENT:
@@ -234,7 +218,7 @@ class Connection:
         """Send a message and wait for the answer to it.
 
         Raises:
-            OutboxFullError: no answer came; what was asked may have been done.
+            OutboxUnavailableError: no answer came; what was asked may have been done.
         """
         try:
             return await self._usable().request(subject, data, timeout=REQUEST_TIMEOUT)
@@ -245,23 +229,26 @@ class Connection:
         """Ask JetStream's API, such as `STREAM.INFO.NAME`, and give its answer.
 
         Raises:
-            ApiError: it says no.
-            OutboxFullError: it does not answer.
+            JetStreamError: it says no.
+            OutboxUnavailableError: it does not answer.
         """
         data = b"" if question is None else orjson.dumps(question)
         try:
             answer: dict[str, Any] = orjson.loads((await self.request(f"{API}.{what}", data)).data)
         except orjson.JSONDecodeError as error:
-            raise OutboxFullError(f"JetStream's answer to {what} cannot be read: {error}", UNREACHED_RETRY) from error
+            raise OutboxUnavailableError(
+                f"JetStream's answer to {what} cannot be read: {error}", UNREACHED_RETRY
+            ) from error
         if (fault := answer.get("error")) is not None:
-            raise ApiError(fault.get("code", 0), fault.get("err_code", 0), fault.get("description", "no reason given"))
+            description = fault.get("description", "no reason given")
+            raise JetStreamError(fault.get("code", 0), fault.get("err_code", 0), description, UNREACHED_RETRY)
         return answer
 
     async def flush(self) -> None:
         """Return once NATS has read all that was sent.
 
         Raises:
-            OutboxFullError: there is no connection.
+            OutboxUnavailableError: there is no connection.
         """
         try:
             await self._usable().flush()
@@ -275,13 +262,13 @@ class Connection:
 
     def _usable(self) -> Client:
         if self._client is None or not self._up.is_set():
-            raise OutboxFullError(self.problem or "NATS cannot be reached", UNREACHED_RETRY)
+            raise OutboxUnavailableError(self.problem or "NATS cannot be reached", UNREACHED_RETRY)
         return self._client
 
-    def _unreached(self, error: Exception) -> OutboxFullError:
+    def _unreached(self, error: Exception) -> OutboxUnavailableError:
         if isinstance(error, errors.NoRespondersError):
-            return OutboxFullError("nobody at NATS answers for JetStream: is it enabled?", UNREACHED_RETRY)
-        return OutboxFullError(self.problem or f"NATS does not answer: {_words(error)}", UNREACHED_RETRY)
+            return OutboxUnavailableError("nobody at NATS answers for JetStream: is it enabled?", UNREACHED_RETRY)
+        return OutboxUnavailableError(self.problem or f"NATS does not answer: {_words(error)}", UNREACHED_RETRY)
 
     # -- what becomes of it
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from service.errors import OutboxFullError
+from service.errors import JetStreamError, OutboxUnavailableError
 from service.outbox.base import DeadLetter, DeadLetterFilter
-from service.outbox.jetstream.connection import UNREACHED_RETRY, ApiError, Connection, Received
+from service.outbox.jetstream.connection import UNREACHED_RETRY, Connection, Received
 from service.outbox.jetstream.headers import delivery_of, is_meant, letter_of, parse_headers, replay_headers
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller
@@ -84,7 +84,7 @@ class DeadLetterStream:
         """Delete one; False where somebody else did so before."""
         try:
             await self._connection.ask(f"STREAM.MSG.DELETE.{self._stream}", {"seq": id_, "no_erase": True})
-        except ApiError as error:
+        except JetStreamError as error:
             if error.code in {400, NOT_FOUND}:  # it is not there
                 return False
             raise
@@ -107,7 +107,7 @@ class DeadLetterStream:
     async def _get(self, id_: int) -> DeadLetter | None:
         try:
             answer = await self._connection.ask(f"STREAM.MSG.GET.{self._stream}", {"seq": id_})
-        except ApiError as error:
+        except JetStreamError as error:
             if error.code == NOT_FOUND:
                 return None
             raise
@@ -118,7 +118,7 @@ class DeadLetterStream:
         """All dead letters, some at a time. Between two lots others may read.
 
         Raises:
-            OutboxFullError: they could not be read to the end; fewer are never taken for all.
+            OutboxUnavailableError: they could not be read to the end; fewer are never taken for all.
         """
         reader = await self._open_reader(after)
         try:
@@ -128,7 +128,9 @@ class DeadLetterStream:
                     is_whole = await self.puller.pull(self._stream, reader, READ_AT_ONCE)
                     ours = [one for one in self._heard if f".{reader}." in one.reply]  # and none that is late
                 if not is_whole:
-                    raise OutboxFullError("NATS broke off while dead letters were read; ask again", UNREACHED_RETRY)
+                    raise OutboxUnavailableError(
+                        "NATS broke off while dead letters were read; ask again", UNREACHED_RETRY
+                    )
                 heard = [(delivery_of(one.reply).id, one) for one in ours]
                 letters = [letter_of(id_, one.headers or {}, one.data) for id_, one in heard if after < id_ <= newest]
                 if not letters:
@@ -168,7 +170,7 @@ class JetStreamDeadLetters:
 
         Args:
             stream: where they are.
-            check_capacity: raises OutboxFullError while no event may be added to the queue.
+            check_capacity: raises OutboxUnavailableError while no event may be added to the queue.
             changed: called once dead letters were replayed or deleted.
             now: milliseconds since the epoch, by the outbox's steady clock.
         """

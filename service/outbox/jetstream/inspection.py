@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import OutboxFullError, OutboxUnusableError
+from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
 from service.outbox.base import DeadLetterFilter
-from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess
+from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess
 from service.outbox.jetstream.dead_letters import DeadLetterStream
 from service.outbox.jetstream.publisher import Publisher
 from service.outbox.jetstream.state import StreamState, read_state
@@ -63,7 +63,7 @@ async def look(access: NatsAccess, plan: Plan) -> Inspection:
         return await _look(connection, plan)
     except TimeoutError:
         return Inspection(connection.problem, {})
-    except OutboxFullError as error:
+    except OutboxUnavailableError as error:
         return Inspection(str(error), {})
     finally:
         while not running.done():  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
@@ -112,7 +112,7 @@ async def _look(connection: Connection, plan: Plan) -> Inspection:
 async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
     try:
         return await connection.ask(place)
-    except ApiError as error:
+    except JetStreamError as error:
         if error.code == NOT_FOUND:
             return None
         raise

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from service.errors import OutboxFullError
+from service.errors import OutboxClosedError, OutboxUnavailableError
 from service.outbox.base import Refusal, Stored
 from service.outbox.jetstream.connection import INBOX, Connection, Received
 from service.outbox.jetstream.headers import ANSWER_TO, delivery_of, stored_of
@@ -182,10 +182,11 @@ class Leases:
         """Return once all that was settled before is.
 
         Raises:
-            OutboxFullError: it could not be; it is tried again.
+            OutboxUnavailableError: it could not be; it is tried again.
+            OutboxClosedError: the outbox is being closed.
         """
         if self._has_ended:
-            raise OutboxFullError(ENDED, STUCK_PAUSE)
+            raise OutboxClosedError(ENDED, STUCK_PAUSE)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flushes.append(future)
         self._work.set()
@@ -207,7 +208,7 @@ class Leases:
                 flushes, self._flushes = self._flushes, []
                 try:
                     await self._write(queue)
-                except OutboxFullError as error:
+                except OutboxUnavailableError as error:
                     # Repeated, a nak could take the event from whom it was given to meanwhile; it is done without it.
                     self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
                     self._sending = []
@@ -219,13 +220,13 @@ class Leases:
                     _end(flushes, None)
         finally:
             self._has_ended = True  # whoever waits for it, or would, is not to wait for ever
-            _end([*flushes, *self._flushes], OutboxFullError(ENDED, STUCK_PAUSE))
+            _end([*flushes, *self._flushes], OutboxClosedError(ENDED, STUCK_PAUSE))
 
     async def _write(self, queue: list[Settlement]) -> None:
         """Send what can be sent, and leave in the queue what cannot.
 
         Raises:
-            OutboxFullError: something could not.
+            OutboxUnavailableError: something could not.
         """
         problem = await self._write_letters([settlement for settlement in queue if settlement.letter is not None])
         ready = [settlement for settlement in queue if settlement.letter is None]
@@ -240,16 +241,16 @@ class Leases:
             queue[:] = [settlement for settlement in queue if settlement.letter is not None]
             raise problem
 
-    async def _write_letters(self, terms: list[Settlement]) -> OutboxFullError | None:
+    async def _write_letters(self, terms: list[Settlement]) -> OutboxUnavailableError | None:
         """Write dead letters, each by itself, so that one that is written is not written again for another's sake."""
         results = await asyncio.gather(*map(self._write_letter, terms))
         return next((result for result in results if result is not None), None)
 
-    async def _write_letter(self, term: Settlement) -> OutboxFullError | None:
+    async def _write_letter(self, term: Settlement) -> OutboxUnavailableError | None:
         assert term.letter is not None
         try:
             await self._publisher.publish(self._letters_subject, [term.letter])
-        except OutboxFullError as error:
+        except OutboxUnavailableError as error:
             return error
         term.letter = None
         return None
@@ -268,11 +269,11 @@ class Leases:
         answer_to, refusal = settlement.lease.answer_to, settlement.refusal
         if answer_to.startswith(INBOX) and answer_to != self.answer_to:
             outcome = None if refusal is None else (refusal.reason, refusal.status, refusal.detail)
-            with contextlib.suppress(OutboxFullError):
+            with contextlib.suppress(OutboxUnavailableError):
                 await self._connection.publish(answer_to, orjson.dumps((settlement.lease.stored.message_id, outcome)))
 
 
-def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxFullError | None) -> None:
+def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxUnavailableError | None) -> None:
     """Tell those that wait for settlements that they are done, or why they are not."""
     for flush in flushes:
         if not flush.done():

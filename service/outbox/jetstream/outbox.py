@@ -13,14 +13,14 @@ from typing import Any
 import structlog
 
 from service.clock import Clock
-from service.errors import OutboxFullError
+from service.errors import JetStreamError, OutboxClosedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.base import Entry, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
-from service.outbox.jetstream.connection import INBOX, ApiError, Connection, NatsAccess, Received
+from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters, repeat
+from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
 from service.outbox.jetstream.headers import entry_headers, letter_headers
 from service.outbox.jetstream.leases import Leases, Settlement, read_answer
-from service.outbox.jetstream.publisher import Message, Publisher, RefusedError
+from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller, WaitingPull
 from service.outbox.jetstream.state import StreamState, read_state
 from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Adopted, Plan, ensure
@@ -82,7 +82,7 @@ class JetStreamOutbox:
         self._room = Capacity(Bounds(), clock, lambda: 0)
         self._putting = [0, 0]  # events and bytes that are being put
         self._refused_until = float("-inf")  # seconds, steady
-        self._refusal = ""
+        self._refused: Callable[[float], OutboxUnavailableError] | None = None
         self._problem: str | None = None
         self._over: str | None = None
         self._silent = 0
@@ -90,7 +90,7 @@ class JetStreamOutbox:
         self._fetched_at = 0.0
         self._is_pendingry = False
         self._arrived: list[Callable[[], None]] = []
-        self._emptier = asyncio.Event()
+        self._waiters = CapacityWaiters(self.full)
         self._is_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.commits = 0
@@ -145,7 +145,7 @@ class JetStreamOutbox:
                 await self._look()
                 await self._keep()
                 self._problem, self._silent = None, 0
-            except OutboxFullError as error:
+            except OutboxUnavailableError as error:
                 await self._note_problem(error)
             else:
                 if not self._is_ready.is_set():
@@ -157,9 +157,9 @@ class JetStreamOutbox:
         self._adopted = await ensure(self._connection, self._plan)
         self._room = Capacity(Bounds(self._adopted.events, self._adopted.bytes), self._clock, lambda: 0)
 
-    async def _note_problem(self, error: OutboxFullError) -> None:
+    async def _note_problem(self, error: OutboxUnavailableError) -> None:
         problem = f"the outbox cannot be looked at: {error}"
-        if isinstance(error, ApiError) and error.code == NOT_FOUND:
+        if isinstance(error, JetStreamError) and error.code == NOT_FOUND:
             problem = f"the streams of the outbox are gone from NATS: {error}"
             self._adopted = None  # they are made anew
         elif self._connection.problem is None:
@@ -177,7 +177,7 @@ class JetStreamOutbox:
         if before.made_at not in {"", state.made_at}:
             self._leases.forget()
         self._room.note_drained(max(0, held - state.events))
-        self._emptier.set()
+        self._waiters.notify()
 
     async def _keep(self) -> None:
         """Keep leases, but not those of events that nobody here wants."""
@@ -211,7 +211,7 @@ class JetStreamOutbox:
         self._putting[1] += size
         try:
             new = await self._publisher.publish(self._plan.events_subject, messages)
-        except RefusedError as error:
+        except (OutboxFullError, JetStreamError) as error:
             self._note_refused(error)
             raise
         finally:
@@ -230,7 +230,7 @@ class JetStreamOutbox:
         if self._over is not None or self._adopted is None or self._leases.unsettled > MAX_STUCK:
             return []
         events: list[Stored] = []
-        with contextlib.suppress(OutboxFullError):  # what the connection's end took is told of when there is another
+        with contextlib.suppress(OutboxUnavailableError):  # a lost connection is reported elsewhere
             events += await self._fetch(limit)
             if early and len(events) < limit and await self._leases.recall(limit - len(events)):
                 events += await self._fetch(limit - len(events))
@@ -305,7 +305,7 @@ class JetStreamOutbox:
         self._state.bytes -= sum(len(settlement.lease.stored.payload) for settlement in gone)
         self._state.dead_letters += sum(settlement.refusal is not None for settlement in gone)
         self._room.note_drained(len(gone))
-        self._emptier.set()
+        self._waiters.notify()
 
     async def _note_dead_letters_changed(self) -> None:
         """Have a relay that paused for want of capacity for dead letters, or that has new events, look again."""
@@ -322,12 +322,14 @@ class JetStreamOutbox:
             return problem
         return None if self._adopted is not None else "the streams of the outbox were not looked at yet"
 
-    def full(self) -> str | None:
-        """Why nothing is taken now, in words; None where there is room."""
+    def full(self) -> OutboxUnavailableError | None:
+        """Return the error that put would raise. See Sink.full."""
+        if self._over is not None:
+            return OutboxClosedError(self._over, DELAY)
         if (problem := self.unreachable()) is not None:
-            return problem
-        if self._clock.steady() < self._refused_until:
-            return self._refusal
+            return OutboxUnavailableError(problem, DELAY)
+        if self._refused is not None and self._clock.steady() < self._refused_until:
+            return self._refused(self._room.retry_after(self._state.events))
         events, size = self._putting
         return self._room.full(self._state.events + events, self._state.bytes + size)
 
@@ -335,19 +337,16 @@ class JetStreamOutbox:
         """A loop that ends, ends the server; see `watch`. What befalls NATS passes."""
 
     async def has_room(self) -> None:
-        """Return once put is not refused for want of room."""
-        while self.full() is not None:
-            self._emptier.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
+        """Return once put would not be refused. See Sink.has_room."""
+        await self._waiters.wait()
 
     def _refuse_when_full(self) -> None:
-        if (reason := self.full()) is not None:
-            raise OutboxFullError(reason, DELAY if self.unreachable() else self._room.retry_after(self._state.events))
+        if (error := self.full()) is not None:
+            raise error
 
-    def _note_refused(self, error: RefusedError) -> None:
-        """Let the stream be for a moment: what comes in it would refuse as well."""
-        self._refusal = str(error)
+    def _note_refused(self, error: OutboxUnavailableError) -> None:
+        """Leave the stream alone for a moment: it would refuse further events as well."""
+        self._refused = repeat(error)
         self._refused_until = self._clock.steady() + REFUSED_PAUSE
 
     # -- the end
@@ -355,7 +354,7 @@ class JetStreamOutbox:
     async def flush(self) -> None:
         """Return once all that was settled before is, and what is known of the streams is true."""
         if self._over is not None:
-            raise OutboxFullError(self._over, DELAY)
+            raise OutboxClosedError(self._over, DELAY)
         await self._leases.flush()
         await self._look()
 
@@ -365,7 +364,7 @@ class JetStreamOutbox:
             return
         self._over = "the outbox is closed"
         if self.is_connected:
-            with contextlib.suppress(OutboxFullError, TimeoutError):  # else others get it when the leases end
+            with contextlib.suppress(OutboxUnavailableError, TimeoutError):  # else others get it when the leases end
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self._waiting_pull.stop()
                     await self._leases.flush()
@@ -375,7 +374,7 @@ class JetStreamOutbox:
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_PAUSE)
-        self._emptier.set()
+        self._waiters.notify()
 
     @property
     def is_connected(self) -> bool:

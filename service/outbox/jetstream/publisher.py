@@ -8,11 +8,11 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
-from service.errors import OutboxFullError
+from service.errors import JetStreamError, OutboxFullError, OutboxUnavailableError
 from service.outbox.jetstream.connection import NO_RESPONDERS, UNREACHED_RETRY, Connection, Received
 
 ACK_TIMEOUT = 3.0  # seconds until an acknowledgement counts as lost; callers, who give five or more, are to hear of it
@@ -20,6 +20,10 @@ GATHER_TIME = 0.002  # seconds for which small calls are gathered where there ar
 GATHER_CALLS = 3  # small calls within that time that are many; a caller who is alone makes fewer
 MAX_GATHERED = 16  # messages of a small call
 MAX_UNACKNOWLEDGED = 4000  # messages on their way at a time; JetStream's own bound on what it queues is 10,000
+# Errors by which JetStream says that there is no space: of the account, of the server, and of its disk.
+NO_SPACE = frozenset({10002, 10023, 10047})
+STORE_FAILED = 10077  # with one of these in its description where it is the stream's own limit, or a full disk
+STORE_FULL = ("maximum messages exceeded", "maximum bytes exceeded", "no space left on device", "disk quota exceeded")
 
 
 class Message(NamedTuple):
@@ -29,10 +33,6 @@ class Message(NamedTuple):
     headers: dict[str, str]
 
 
-class RefusedError(OutboxFullError):
-    """A stream refused a message; it is not stored."""
-
-
 @dataclass(slots=True)
 class _Batch:
     """Messages of one call, and what was acknowledged of them."""
@@ -40,7 +40,7 @@ class _Batch:
     done: "asyncio.Future[None]"
     left: int
     new: list[bool] = field(default_factory=list)
-    error: OutboxFullError | None = None
+    error: OutboxUnavailableError | None = None
 
     def settle(self, index: int, *, is_new: bool) -> None:
         self.new[index] = is_new
@@ -48,7 +48,7 @@ class _Batch:
         if self.left == 0 and not self.done.done():
             self.done.set_result(None)
 
-    def fail(self, error: OutboxFullError) -> None:
+    def fail(self, error: OutboxUnavailableError) -> None:
         self.error = self.error or error
 
 
@@ -73,8 +73,9 @@ class Publisher:
         """Publish messages; returns once the stream has acknowledged all, False for each that it knew already.
 
         Raises:
-            RefusedError: the stream refused one or more.
-            OutboxFullError: an acknowledgement did not come; whether the message is stored is not known.
+            OutboxFullError: the stream, or JetStream, has no space for one or more; those are not stored.
+            JetStreamError: the stream refused one or more for another reason; those are not stored.
+            OutboxUnavailableError: an acknowledgement did not come; whether the message is stored is not known.
         """
         batch = _Batch(asyncio.get_running_loop().create_future(), len(messages), [False] * len(messages))
         numbers: list[int] = []
@@ -97,7 +98,7 @@ class Publisher:
                     await batch.done
         except TimeoutError:
             text = f"the stream has not acknowledged within {ACK_TIMEOUT:.0f} s; send it again with the same message_id"
-            raise batch.error or OutboxFullError(text, UNREACHED_RETRY) from None
+            raise batch.error or OutboxUnavailableError(text, UNREACHED_RETRY) from None
         finally:
             for number in numbers:
                 self._waiting.pop(number, None)
@@ -128,7 +129,7 @@ class Publisher:
 
     def lose(self) -> None:
         """Have nobody wait for acknowledgements any more: the connection on which they would come is gone."""
-        lost = OutboxFullError(
+        lost = OutboxUnavailableError(
             "the connection to NATS broke before the stream acknowledged; send it again with the same message_id",
             UNREACHED_RETRY,
         )
@@ -144,11 +145,19 @@ class Publisher:
         if batch is None:
             return
         if (received.headers or {}).get("Status") == NO_RESPONDERS:
-            batch.fail(RefusedError("no stream takes events: it is gone, or has no leader now", UNREACHED_RETRY))
+            gone = "no stream takes events: it is gone, or has no leader now"
+            batch.fail(JetStreamError(int(NO_RESPONDERS), 0, gone, UNREACHED_RETRY))
             batch.settle(index, is_new=False)
             return
         acknowledgement = orjson.loads(received.data)
         if (fault := acknowledgement.get("error")) is not None:
-            text = f"the stream refuses: {fault.get('description')} ({fault.get('err_code')})"
-            batch.fail(RefusedError(text, UNREACHED_RETRY))
+            batch.fail(_refusal(fault))
         batch.settle(index, is_new=fault is None and not acknowledgement.get("duplicate", False))
+
+
+def _refusal(fault: dict[str, Any]) -> OutboxUnavailableError:
+    """Translate the error of an acknowledgement."""
+    number, description = fault.get("err_code", 0), fault.get("description", "no reason given")
+    if number in NO_SPACE or (number == STORE_FAILED and description.endswith(STORE_FULL)):
+        return OutboxFullError(f"the stream of the outbox is full: {description} ({number})", UNREACHED_RETRY)
+    return JetStreamError(fault.get("code", 0), number, description, UNREACHED_RETRY)

@@ -48,7 +48,7 @@ class Puller:
         Returns whether they surely were all of them, up to `batch`: what breaks off in between may leave some out.
 
         Raises:
-            OutboxFullError: there is no connection.
+            OutboxUnavailableError: there is no connection.
         """
         async with self._pulling:
             self._number += 1
@@ -117,7 +117,7 @@ class WaitingPull:
         """Send the pull to JetStream, unless one is pending.
 
         Raises:
-            OutboxFullError: there is no connection.
+            OutboxUnavailableError: there is no connection.
         """
         if self.is_pending:
             return
@@ -137,7 +137,7 @@ class WaitingPull:
         """Withdraw the pull from JetStream, so that nothing is delivered to nobody.
 
         Raises:
-            OutboxFullError: there is no connection.
+            OutboxUnavailableError: there is no connection.
         """
         await self._connection.unsubscribe(f"{self._inbox}.*")
 

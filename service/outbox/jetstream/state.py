@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from service.outbox.jetstream.connection import ApiError, Connection
+from service.errors import JetStreamError
+from service.outbox.jetstream.connection import Connection
 from service.outbox.jetstream.headers import ACCEPTED_AT, parse_headers, whole
 from service.outbox.jetstream.streams import NOT_FOUND, Plan
 
@@ -35,7 +36,7 @@ async def read_state(connection: Connection, plan: Plan, before: StreamState) ->
         before: what was seen the last time; what cannot have changed is taken from it.
 
     Raises:
-        OutboxFullError: JetStream cannot be asked, or a stream is gone.
+        OutboxUnavailableError: JetStream cannot be asked, or a stream is gone.
     """
     info = await connection.ask(f"STREAM.INFO.{plan.events_stream}")
     events = info["state"]
@@ -53,7 +54,7 @@ async def _accepted_at(connection: Connection, plan: Plan, state: dict[str, Any]
     """When the first event of the stream was accepted; None where it left meanwhile."""
     try:
         answer = await connection.ask(f"STREAM.MSG.GET.{plan.events_stream}", {"seq": state["first_seq"]})
-    except ApiError as error:
+    except JetStreamError as error:
         if error.code == NOT_FOUND:
             return None
         raise

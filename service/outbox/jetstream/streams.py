@@ -10,8 +10,8 @@ from typing import Any
 
 import structlog
 
-from service.errors import OutboxUnusableError
-from service.outbox.jetstream.connection import ApiError, Connection
+from service.errors import JetStreamError, OutboxUnusableError
+from service.outbox.jetstream.connection import Connection
 
 CONSUMER = "relay"
 ACK_WAIT = 30  # seconds without a word from a relay, after which JetStream gives its events to another
@@ -123,7 +123,7 @@ async def ensure(connection: Connection, plan: Plan) -> Adopted:
 
     Raises:
         OutboxUnusableError: it will not do, or JetStream refuses to make it so.
-        OutboxFullError: JetStream cannot be asked now.
+        OutboxUnavailableError: JetStream cannot be asked now.
     """
     if connection.payload_most < MIN_MESSAGE_SIZE:
         raise OutboxUnusableError(
@@ -189,7 +189,7 @@ async def _look(connection: Connection, place: str) -> dict[str, Any] | None:
     """The configuration of what is there; None where nothing is."""
     try:
         config: dict[str, Any] = (await connection.ask(place))["config"]
-    except ApiError as error:
+    except JetStreamError as error:
         if error.code == NOT_FOUND:
             return None
         raise
@@ -200,7 +200,7 @@ async def _make(connection: Connection, what: str, question: dict[str, Any], pla
     """Make or change something; gives its configuration."""
     try:
         config: dict[str, Any] = (await connection.ask(what, question))["config"]
-    except ApiError as error:
+    except JetStreamError as error:
         if error.number == IN_USE and (found := await _look(connection, place)) is not None:
             return found
         if (error.code == MALFORMED and error.number != NO_PEERS) or error.number in NOT_TO_BE_HAD:

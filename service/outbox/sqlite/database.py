@@ -13,19 +13,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from service.errors import OutboxError
 from service.outbox.base import DeadLetter, Entry, Refusal, Stored
 from service.outbox.sqlite.dead_letters import DeadLetterTable
+from service.outbox.sqlite.disk import disk_error, has_no_space
 from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.opening import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows a statement
 MIN_PRUNE = 256  # ids pruned from the window in one transaction, at least
-
-
-class DiskRefusedError(OutboxError):
-    """The disk or the file system refused a write; the transaction was rolled back and nothing of it is stored."""
 
 
 def chunked(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -105,7 +101,8 @@ class Database:
         """Run the body in one transaction, fsynced at its end. The body adds what it changes to the Counts yielded.
 
         Raises:
-            DiskRefusedError: the disk is full or failing; nothing of the transaction is stored.
+            OutboxFullError: the disk is full; nothing of the transaction is stored.
+            OutboxUnavailableError: the disk refuses writes for another reason; likewise.
         """
         change = Counts(0, 0, 0, 0)
         self._evicting = 0
@@ -122,7 +119,7 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError):
-                raise DiskRefusedError(str(error)) from error
+                raise disk_error(error, lambda: has_no_space(self._lock)) from error
             raise
         self.evictions += self._evicting
         self.counts += change

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.errors import OutboxUnavailableError
 from service.outbox.base import Entry, Refusal, Stored
 
 
@@ -47,8 +48,8 @@ class GroupCommit:
     """Whether it writes for no other reason than to see whether the disk takes it."""
     retries: bool = False
     """Whether it settles what a round before could not write."""
-    refused: bool = False
-    """Whether the disk refused it, settlements perhaps excepted."""
+    refused: OutboxUnavailableError | None = None
+    """The error with which the disk refused it, settlements possibly excepted."""
     stuck: bool = False
     """Whether its settlements could not be written, and are to be tried again."""
 
@@ -64,7 +65,7 @@ class GroupCommit:
 
     def proves_the_disk(self) -> bool:
         """Whether its success says that the disk takes new events again, which settlements need not say."""
-        return not (self.refused or self.stuck) and bool(self.is_trial or self.retries or self.puts)
+        return self.refused is None and not self.stuck and bool(self.is_trial or self.retries or self.puts)
 
     def fail(self, error: Exception) -> None:
         """Tell everybody who waits for it that it does not come; on the event loop."""

@@ -6,7 +6,6 @@ results back once a commit, never once an event.
 """
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from math import inf
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.clock import Clock, Timer
-from service.errors import OutboxError, OutboxFullError
+from service.errors import OutboxClosedError, OutboxError, OutboxUnavailableError
 from service.outbox.base import Entry, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds, Capacity
+from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.dead_letters import SqliteDeadLetters
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
@@ -72,7 +71,7 @@ class SqliteOutbox:
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
-        self._emptier = asyncio.Event()
+        self._waiters = CapacityWaiters(self.full)
         self._trial: Timer | None = None
         self.dead_letters = SqliteDeadLetters(
             self._file.dead_letters,
@@ -169,11 +168,8 @@ class SqliteOutbox:
     # -- bounds
 
     async def has_room(self) -> None:
-        """Return once put is not refused for want of room."""
-        while self.full() is not None:
-            self._emptier.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._emptier.wait(), DISK_CHECK_INTERVAL)
+        """Return once put would not be refused. See Sink.has_room."""
+        await self._waiters.wait()
 
     def broken(self) -> str | None:
         """Why nothing works any more. See OpenOutbox.broken."""
@@ -187,10 +183,10 @@ class SqliteOutbox:
         """Return never: nothing ends a file that was opened."""
         await asyncio.Event().wait()
 
-    def full(self) -> str | None:
-        """Which bound is reached, in words; None where there is room."""
+    def full(self) -> OutboxUnavailableError | None:
+        """Return the error that put would raise. See Sink.full."""
         if self._over is not None:
-            return self._over
+            return self._ended(self._over)
         events, size = self._counts.events, self._counts.bytes
         for queued in (self._next, self._writing):
             if queued is not None:
@@ -198,8 +194,8 @@ class SqliteOutbox:
         return self._room.full(events, size)
 
     def _refuse_when_full(self) -> None:
-        if (reason := self.full()) is not None:
-            raise OutboxFullError(reason, self._room.retry_after(self._counts.events))
+        if (error := self.full()) is not None:
+            raise error
 
     # -- the end
 
@@ -228,7 +224,11 @@ class SqliteOutbox:
         self._over = self._over or reason
         for unfinished in (self._writing, self._next):
             if unfinished is not None:
-                unfinished.fail(OutboxFullError(self._over, DELAY))
+                unfinished.fail(self._ended(self._over))
+
+    def _ended(self, reason: str) -> OutboxUnavailableError:
+        """Return the error for everything that is asked of an outbox that is closed, or whose writer has ended."""
+        return (OutboxClosedError if self._closed else OutboxUnavailableError)(reason, DELAY)
 
     # -- between the event loop and the writer
 
@@ -242,7 +242,7 @@ class SqliteOutbox:
     def _future(self) -> "asyncio.Future[Result]":
         """What to wait for, as part of the next round."""
         if self._over is not None:
-            raise OutboxFullError(self._over, DELAY)
+            raise self._ended(self._over)
         return self._loop.create_future()
 
     async def _call(self, function: Callable[[Counts], Result]) -> Result:
@@ -302,7 +302,7 @@ class SqliteOutbox:
             self._tail.append(stored)
         if done.calls:  # a replay put events into the store that were never in the tail
             self._tail.forget()
-        self._emptier.set()
+        self._waiters.notify()
         if following.puts or following.calls or following.reads or following.is_trial:
             self._schedule()
         elif following.settlements():
@@ -318,7 +318,10 @@ class SqliteOutbox:
 
     def _note_disk(self, done: GroupCommit) -> None:
         """While the disk refuses, the outbox tries it, not its callers: each of theirs would fail meanwhile."""
-        self._room.is_refused = not done.proves_the_disk() and (self._room.is_refused or done.refused)
+        if done.proves_the_disk():
+            self._room.note_written()
+        elif done.refused is not None:
+            self._room.note_refused(done.refused)
         if self._room.is_refused and self._trial is None:
             self._trial = self._clock.call_later(REFUSED_PAUSE, self._try_disk)
 

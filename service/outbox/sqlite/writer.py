@@ -8,10 +8,9 @@ from typing import Any
 
 import structlog
 
-from service.errors import OutboxFullError
+from service.errors import OutboxUnavailableError
 from service.outbox.base import Stored
-from service.outbox.capacity import DELAY
-from service.outbox.sqlite.database import Database, DiskRefusedError
+from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 
@@ -89,7 +88,7 @@ class Writer:
         if work.puts or work.calls or work.is_trial or work.settlements():
             try:
                 self._commit(work)
-            except DiskRefusedError as error:
+            except OutboxUnavailableError as error:
                 self._refuse(work, error)
             except Exception as error:
                 log.exception("unforeseen error in the outbox's writer")  # which outlives it; the callers hear of it
@@ -142,12 +141,11 @@ class Writer:
         self.commits += 1
         self.committed_events += len(ids) - ids.count(0)
 
-    def _refuse(self, work: GroupCommit, error: DiskRefusedError) -> None:
+    def _refuse(self, work: GroupCommit, error: OutboxUnavailableError) -> None:
         """The disk refused the round: tell the callers, and settle at least, which needs less room."""
-        work.refused = True
-        full = OutboxFullError(f"the disk of the outbox refuses writes: {error}", DELAY)
-        work.done += [(future, full) for _, future in work.puts]
-        work.done += [(future, full) for _, future in work.calls]
+        work.refused = error
+        work.done += [(future, error) for _, future in work.puts]
+        work.done += [(future, error) for _, future in work.calls]
         try:
             if work.settlements():
                 with self._file.transaction() as change:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import OutboxFullError
+from service.errors import OutboxFullError, OutboxUnavailableError
 from service.outbox.base import Entry
 from service.outbox.capacity import DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, event
-from tests.support.outboxes import REFUSAL, opened
+from tests.support.outboxes import REFUSAL, opened, refusal
 from tests.support.waiting import until
 
 
@@ -167,11 +167,12 @@ async def test_a_full_disk_is_told_to_callers_and_recovers_by_itself(path: Path,
         # when
         with pytest.raises(OutboxFullError, match="full"):
             await outbox.put([big(1)])
+        assert isinstance(outbox.full(), OutboxFullError)
 
         # then what was accepted is still there, and the refused one can come again
         assert outbox.stats().events == 5
         limit_pages(outbox, 1_000_000)
-        assert "refuses writes" in (outbox.full() or "")
+        assert "refuses writes" in refusal(outbox)
         clock.move(REFUSED_PAUSE)
         await until(lambda: outbox.full() is None)
         assert await outbox.put([entry(6)]) == [True]
@@ -232,16 +233,18 @@ async def test_an_outbox_stays_full_until_the_disk_took_a_write_of_its_own(path:
     async with opened(path, clock) as outbox:
         # given
         refuse_writes(outbox, refuse=True)
-        with pytest.raises(OutboxFullError):
+        with pytest.raises(OutboxUnavailableError, match="readonly") as refused:
             await outbox.put([entry(1)])
+        assert refused.type is OutboxUnavailableError
+        assert type(outbox.full()) is OutboxUnavailableError
 
         # when it tries the disk again and again, then it is full all the while
         for _ in range(3):
             clock.move(REFUSED_PAUSE)
             while not clock.timers:  # the next try is set when this one has failed
-                assert "refuses writes" in (outbox.full() or "")
+                assert "refuses writes" in refusal(outbox)
                 await asyncio.sleep(0)
-            assert "refuses writes" in (outbox.full() or "")
+            assert "refuses writes" in refusal(outbox)
 
         # when the disk takes writes, then one try later it has room, though no caller came
         refuse_writes(outbox, refuse=False)
@@ -254,7 +257,7 @@ async def test_an_outbox_stays_full_until_the_disk_took_a_write_of_its_own(path:
 async def test_a_try_of_the_disk_really_writes(path: Path, clock: HandClock) -> None:
     async with opened(path, clock) as outbox:
         refuse_writes(outbox, refuse=True)
-        with pytest.raises(OutboxFullError):
+        with pytest.raises(OutboxUnavailableError):
             await outbox.put([entry(1)])
         refuse_writes(outbox, refuse=False)
         log = path.with_name(path.name + "-wal")
@@ -278,7 +281,7 @@ async def test_settlements_that_were_stuck_and_then_written_show_that_there_is_r
         [stored] = await outbox.fetch(1)
         refuse_writes(outbox, refuse=True)
         outbox.ack(stored)
-        with pytest.raises(OutboxFullError):
+        with pytest.raises(OutboxUnavailableError):
             await outbox.flush()
         assert outbox.full() is not None
 

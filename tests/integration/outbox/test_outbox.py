@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.errors import OutboxFullError
+from service.errors import OutboxClosedError
 from service.outbox.base import Entry, OpenOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
@@ -263,5 +263,5 @@ async def test_closing_writes_what_was_settled(backend: Backend, clock: HandCloc
 async def test_a_closed_outbox_takes_nothing_and_closes_twice(backend: Backend, clock: HandClock) -> None:
     async with backend.open(clock) as outbox:
         await outbox.close()
-        with pytest.raises(OutboxFullError, match="closed"):
+        with pytest.raises(OutboxClosedError, match="closed"):
             await outbox.put([entry(1)])

@@ -17,7 +17,7 @@ from pointillist_destination.v1.event_service_pb2 import (
     TrackRequest,
 )
 from service.clock import SystemClock
-from service.errors import OutboxFullError
+from service.errors import OutboxUnavailableError
 from service.outbox.jetstream.dead_letters import READ_AT_ONCE
 from service.outbox.jetstream.streams import MIN_ACK_WAIT, Plan
 from tests.support.cut import CuttableProxy, cuttable
@@ -208,5 +208,5 @@ async def test_dead_letters_that_cannot_be_read_to_their_end_are_an_error_and_no
                 await client.jetstream().delete_consumer(plan.letters_stream, consumer.name)
 
         # then
-        with pytest.raises(OutboxFullError, match="broke off"):
+        with pytest.raises(OutboxUnavailableError, match="broke off"):
             await anext(lots)

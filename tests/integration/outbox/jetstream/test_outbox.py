@@ -11,14 +11,14 @@ from nats.aio.client import Client
 
 from service.clock import SystemClock
 from service.config.fields import NatsServers
-from service.errors import OutboxFullError
+from service.errors import OutboxClosedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.base import Entry, Refusal
 from service.outbox.jetstream.connection import API, NatsAccess
 from service.outbox.jetstream.outbox import JetStreamOutbox
 from service.outbox.jetstream.streams import Plan
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.nats import NatsServer, nats_running
-from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, bury, opened_on_nats, take
+from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, bury, opened_on_nats, refusal, take
 from tests.support.waiting import until
 
 CLOCK = SystemClock()
@@ -291,9 +291,10 @@ async def test_an_outbox_that_is_not_there_yet_says_so_and_is_ready_when_it_is(t
         try:
             # given
             await outbox.start(0.05)
-            assert f"NATS cannot be reached at 127.0.0.1:{server.port}" in (outbox.full() or "")
-            with pytest.raises(OutboxFullError, match="cannot be reached"):
+            assert f"NATS cannot be reached at 127.0.0.1:{server.port}" in refusal(outbox)
+            with pytest.raises(OutboxUnavailableError, match="cannot be reached") as refused:
                 await outbox.put([entry(1)])
+            assert refused.type is OutboxUnavailableError
             assert await outbox.fetch(1) == []
 
             # when
@@ -319,8 +320,9 @@ async def test_a_server_that_is_killed_loses_nothing_and_refuses_while_it_is_gon
             # when
             server.stop(9)
             await until(lambda: outbox.full() is not None)
-            with pytest.raises(OutboxFullError):
+            with pytest.raises(OutboxUnavailableError) as refused:
                 await outbox.put([entry(10)])
+            assert refused.type is OutboxUnavailableError
             outbox.ack(leased[1])
             server.start()
 
@@ -343,7 +345,7 @@ async def test_puts_under_way_when_the_connection_breaks_are_refused_and_may_hav
             server.stop(9)
             results = await asyncio.gather(*puts, return_exceptions=True)
             await until(lambda: outbox.full() is not None)
-            assert all(result == [True] * 50 or isinstance(result, OutboxFullError) for result in results)
+            assert all(result == [True] * 50 or type(result) is OutboxUnavailableError for result in results)
             await until(lambda: not outbox.is_connected)
 
             server.start()
@@ -361,14 +363,14 @@ async def test_streams_that_were_deleted_are_made_anew(nats_server: NatsServer, 
         await client.connect(nats_server.url)
         await client.jsm().delete_stream(plan.events_stream)
         await client.close()
-        with pytest.raises(OutboxFullError, match=r"no stream takes events|streams of the outbox are gone"):
+        with pytest.raises(OutboxUnavailableError, match=r"no stream takes events|streams of the outbox are gone"):
             await outbox.put([entry(1)])
 
         stored: list[bool] = []
         async with asyncio.timeout(20):
             while not stored:  # there is room for a moment, too, before the outbox looks and sees that they are gone
                 await outbox.has_room()
-                with contextlib.suppress(OutboxFullError):
+                with contextlib.suppress(OutboxUnavailableError):
                     stored = await outbox.put([entry(1)])
         assert stored == [True]
         assert len(await take(outbox, 1)) == 1
@@ -449,5 +451,5 @@ async def test_nobody_waits_for_settlements_once_nothing_sends_them(nats_server:
 
         # when it is stopped
         async with asyncio.timeout(20):
-            with pytest.raises(OutboxFullError, match="about to end"):
+            with pytest.raises(OutboxClosedError, match="about to end"):
                 await outbox._leases.flush()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.outbox.sqlite.database import Database, DiskRefusedError
+from service.errors import OutboxUnavailableError
+from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
@@ -118,7 +119,7 @@ async def test_message_ids_forgotten_by_a_transaction_that_is_rolled_back_are_no
                 file.put(entries(3, first=10), 1000, change)
                 raise sqlite3.OperationalError("disk I/O error")
 
-        with pytest.raises(DiskRefusedError):
+        with pytest.raises(OutboxUnavailableError):
             fail()
         assert file.evictions == 0
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import OutboxFullError
+from service.errors import OutboxClosedError, OutboxUnavailableError
 from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import ALL, opened
+from tests.support.outboxes import ALL, opened, refusal
 
 DEADLINE = 10.0  # seconds
 
@@ -70,7 +70,7 @@ async def test_a_writer_that_ends_fails_everybody_who_waits_for_it(path: Path) -
         await asyncio.sleep(0)
         waiting.append(asyncio.ensure_future(outbox.put([entry(2)])))
         results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [type(result) for result in results] == [OutboxFullError] * 5
+        assert [type(result) for result in results] == [OutboxUnavailableError] * 5
         assert {str(result).split(";")[0] for result in results} == {"the outbox's writer has ended"}
 
 
@@ -79,15 +79,15 @@ async def test_an_outbox_whose_writer_ended_takes_nothing_and_says_so(path: Path
         # given
         await outbox.put(entries(2))
         [stored] = await outbox.fetch(1)
-        with pytest.raises(OutboxFullError):
+        with pytest.raises(OutboxUnavailableError):
             await outbox._call(die)
 
         # then
-        assert "writer has ended" in (outbox.full() or "")
+        assert "writer has ended" in refusal(outbox)
         assert "writer has ended" in (outbox.broken() or "")
-        with pytest.raises(OutboxFullError, match="writer has ended"):
+        with pytest.raises(OutboxUnavailableError, match="writer has ended"):
             await outbox.put([entry(2)])
-        with pytest.raises(OutboxFullError, match="writer has ended"):
+        with pytest.raises(OutboxUnavailableError, match="writer has ended"):
             await outbox.dead_letters.list(ALL, after=0, limit=1)
 
         # then nothing is handed out either, because it could not be settled
@@ -100,7 +100,7 @@ async def test_an_outbox_whose_writer_ended_can_be_closed_and_opened_again(path:
     async with asyncio.timeout(DEADLINE):
         async with opened(path, HandClock()) as outbox:
             await outbox.put([entry(1)])
-            with pytest.raises(OutboxFullError):
+            with pytest.raises(OutboxUnavailableError):
                 await outbox._call(die)
         async with opened(path, HandClock()) as outbox:
             assert [stored.message_id for stored in await outbox.fetch(10)] == ["m-1"]
@@ -114,5 +114,5 @@ async def test_who_comes_while_an_outbox_is_closed_does_not_wait_for_ever(path: 
             late.append(asyncio.ensure_future(outbox.put([entry(len(late))])))
             await asyncio.sleep(0)
         results = await asyncio.gather(*late, return_exceptions=True)
-        assert isinstance(results[-1], OutboxFullError)
-        assert all(result == [True] or isinstance(result, OutboxFullError) for result in results)
+        assert isinstance(results[-1], OutboxClosedError)
+        assert all(result == [True] or isinstance(result, OutboxClosedError) for result in results)

@@ -1,0 +1,42 @@
+"""Errors of the disk under an outbox file: a disk that is full, or one that refuses writes for another reason."""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable
+
+from service.errors import OutboxFullError, OutboxUnavailableError
+from service.outbox.capacity import DELAY
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+TRIAL_SIZE = 64 * 1024  # bytes; more than the block that the lock file may have already
+
+
+def disk_error(error: sqlite3.DatabaseError, no_space: Callable[[], bool]) -> OutboxUnavailableError:
+    """Translate an error with which SQLite refused a write.
+
+    Args:
+        error: of SQLite, which gives a full disk a code of its own, but a quota that of every I/O error.
+        no_space: tries to write to the same disk; True if it has no space, or no quota, left.
+    """
+    text = f"the disk of the outbox refuses writes: {error}"
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
+    is_full = code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and no_space())
+    return (OutboxFullError if is_full else OutboxUnavailableError)(text, DELAY)
+
+
+def has_no_space(descriptor: int) -> bool:
+    """Extend a file on the disk and cut it back; True if there is no space, or none of the user's quota, left for it.
+
+    Args:
+        descriptor: of the lock file, whose content is not changed.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        return os.pwrite(descriptor, b" " * TRIAL_SIZE, size) < TRIAL_SIZE
+    except OSError as error:
+        return error.errno in NO_SPACE
+    finally:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
