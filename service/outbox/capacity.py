@@ -1,4 +1,4 @@
-"""How much an outbox takes, and how long a refused caller should wait."""
+"""The bounds of an outbox, and the time after which a refused caller tries again."""
 
 import asyncio
 import contextlib
@@ -10,22 +10,22 @@ from functools import partial
 from service.clock import Clock
 from service.errors import OutboxFullError, OutboxUnavailableError
 
-FULL_AGAIN = 0.9  # share of a bound below which a full outbox takes events again, so that it does not flutter
-DELAY = 1.0  # seconds until a refused caller tries again, while the drain rate is not known
+FULL_AGAIN = 0.9  # share of a bound below which a full outbox takes events again: hysteresis, so that it does not flap
+DELAY = 1.0  # seconds until a refused caller tries again, while the drain rate is unknown
 MAX_DELAY = 60.0  # seconds
-REFUSED_PAUSE = 1.0  # seconds after a write that the disk refused until the outbox tries one of its own
-DISK_CHECK_INTERVAL = 0.5  # seconds between looks at the free disk
+REFUSED_PAUSE = 1.0  # seconds after a refused write until the outbox tries the disk, or the stream, again
+DISK_CHECK_INTERVAL = 0.5  # seconds between checks of the free disk space
 RATE_WINDOW = 10.0  # seconds over which the drain rate is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much the outbox takes."""
+    """Maximum sizes; None for no bound."""
 
     events: int | None = None
     bytes: int | None = None
     disk_free: int = 0
-    """Bytes that stay free on the disk."""
+    """Bytes to keep free on the disk."""
 
 
 def repeat(error: OutboxUnavailableError) -> Callable[[float], OutboxUnavailableError]:
@@ -92,7 +92,7 @@ class Capacity:
         self._refused = None
 
     def note_drained(self, events: int) -> None:
-        """Take note that so many events left the outbox."""
+        """Record that events left the outbox."""
         if events:
             now = self._clock.steady()
             self._drained.append((now, events))
@@ -100,7 +100,7 @@ class Capacity:
                 self._drained.popleft()
 
     def retry_after(self, events: int) -> float:
-        """Seconds until, at the measured rate, a tenth of so many waiting events is gone."""
+        """Return the seconds until, at the measured rate, a tenth of `events` pending events is gone."""
         if len(self._drained) < 2:
             return DELAY
         seconds = self._clock.steady() - self._drained[0][0]

@@ -1,4 +1,4 @@
-"""Callers that wait for the delivery of an event, and how they hear of it."""
+"""Callers that wait for the delivery of an event: wait_for_delivery."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,9 @@ from service.outbox.base import Refusal
 
 
 class DeliveryWaiters:
-    """Connects the way out to those who asked to wait: `wait_for_delivery`.
+    """Passes the outcome of a delivery to the callers that wait for it.
 
-    It holds one future per waiting caller and nothing for any other event.
+    Holds one future per waiting caller and nothing for any other event.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class DeliveryWaiters:
 
     @contextlib.contextmanager
     def expect(self, message_id: str) -> Iterator["asyncio.Future[Refusal | None]"]:
-        """Give a future that becomes None when the event is delivered, and its refusal when it is given up."""
+        """Yield a future that becomes None when the event is delivered, and its Refusal when it is given up."""
         future: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(message_id, set())
         waiting.add(future)
@@ -30,7 +30,7 @@ class DeliveryWaiters:
                 self._waiting.pop(message_id, None)
 
     def settled(self, message_id: str, refusal: Refusal | None) -> None:
-        """Tell who waits for it that an event was delivered (None) or given up."""
+        """Notify the callers that wait for an event that it was delivered (None) or given up."""
         for future in self._waiting.get(message_id, ()) if self._waiting else ():
             if not future.done():
                 future.set_result(refusal)

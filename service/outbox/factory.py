@@ -1,6 +1,6 @@
-"""The outbox that the settings name, opened.
+"""Opens the outbox that the settings name.
 
-What speaks to NATS is imported only where it is used: it takes 0.2 s and 9 MB.
+The modules for NATS are imported only where they are used: they take 0.2 s and 9 MB.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from service.outbox.jetstream.connection import NatsAccess
     from service.outbox.jetstream.streams import Plan
 
-NATS_PATIENCE = 2.0  # seconds in which an outbox on NATS that is there is found, so that a start is ready at its end
+NATS_PATIENCE = 2.0  # seconds to wait for NATS at the start, so that a server whose NATS is up is ready at once
 
 
 async def open_outbox(settings: Settings, clock: Clock, settled: Callable[[str, Refusal | None], None]) -> OpenOutbox:
     """Open the outbox that the settings name.
 
     Args:
-        settings: name it.
-        clock: its time.
-        settled: told of deliveries, by other replicas, that callers of this one wait for.
+        settings: of the server.
+        clock: for due times and ages.
+        settled: called with deliveries by other replicas that callers of this one wait for.
 
     Raises:
-        OutboxUnusableError: it cannot be used.
+        OutboxUnusableError: the outbox cannot be used.
     """
     if settings.nats_servers is None:
         return SqliteOutbox(
@@ -61,20 +61,20 @@ async def open_outbox(settings: Settings, clock: Clock, settled: Callable[[str, 
 
 
 def check_role(role: Role, settings: Settings) -> None:
-    """See whether a replica with these settings can have a role.
+    """Check that a replica with these settings can have a role.
 
     Raises:
-        SettingsError: it would be alone with its half of the work.
+        SettingsError: the outbox is a file, so no other replica could do the rest of the work.
     """
     if role is not Role.ALL and settings.nats_servers is None:
         raise SettingsError(
-            f"--role {role}: an outbox in a file is one server's alone, which does all: leave --role out, or set"
-            " POINTILLIST_OUTBOX_URL to nats://host:4222, which replicas share"
+            f"--role {role}: an outbox in a file belongs to one server, which does everything: leave --role out, or"
+            " set POINTILLIST_OUTBOX_URL to nats://host:4222, which replicas share"
         )
 
 
 def nats_access(settings: Settings) -> NatsAccess:
-    """Where the settings say that NATS is; asked where they name it."""
+    """Return the address and credentials of NATS from the settings, which must name it."""
     from service.outbox.jetstream.connection import NatsAccess  # noqa: PLC0415  see above
 
     assert settings.nats_servers is not None
@@ -88,9 +88,9 @@ def nats_access(settings: Settings) -> NatsAccess:
 
 
 def nats_plan(settings: Settings) -> Plan:
-    """What the settings say that the streams shall be.
+    """Return the wanted configuration of the streams.
 
-    The window is left to JetStream unless it is set: it is held in the memory of NATS, and a day of ids may be much.
+    The duplicate window is left to JetStream unless it is set: NATS holds it in memory, and a day of ids may be large.
     """
     from service.outbox.jetstream.streams import Plan  # noqa: PLC0415  see above
 

@@ -197,7 +197,7 @@ async def test_no_secret_of_nats_is_in_a_log_line_a_metric_or_an_error(tmp_path:
             said += [doctor.out, doctor.err]
             codes = [await call_once(server.address, 1, said) for server in servers]
             nats.stop(signal.SIGKILL)
-            await until(lambda: any("not reached any more" in line for line in servers[0].log))
+            await until(lambda: any("lost connection to NATS" in line for line in servers[0].log))
             codes.append(await call_once(servers[0].address, 2, said))
             async with aiohttp.ClientSession() as client:
                 for server in servers:

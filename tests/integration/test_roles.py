@@ -92,7 +92,7 @@ async def test_a_replica_that_relays_serves_dead_letters_and_takes_no_events(
 async def test_a_role_of_its_own_is_refused_for_an_outbox_in_a_file() -> None:
     ended = await run("serve", "--role", "relay", environ={"POINTILLIST_API_TOKEN": TOKEN})
     assert ended.code == 2
-    assert "--role relay: an outbox in a file is one server's alone" in ended.err_lines[-1]
+    assert "--role relay: an outbox in a file belongs to one server" in ended.err_lines[-1]
 
 
 async def test_a_server_whose_nats_is_away_lives_is_not_ready_and_becomes_so(tmp_path: Path, prefix: str) -> None:

@@ -18,7 +18,7 @@ from service.config.settings import Settings
 from service.config.units import format_size
 from service.errors import PointillistDestinationError
 from service.mapping.mapping_file import load_mapping
-from service.outbox.sqlite.inspection import Inspection, look
+from service.outbox.sqlite.inspection import Inspection, inspect_file
 
 __all__ = ["Finding", "Grade", "examine"]
 
@@ -119,7 +119,7 @@ def _outbox(settings: Settings) -> Iterator[Finding]:
         yield Finding("outbox", Grade.OK, f"{path} is not there yet; serve makes it")
         return
     try:
-        found = look(path)
+        found = inspect_file(path)
     except PointillistDestinationError as error:
         advice = "serve says the same at its start; docs/runbook.md says how to save the events of a damaged file"
         yield Finding("outbox", Grade.ERROR, str(error), advice)

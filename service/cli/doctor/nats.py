@@ -11,7 +11,7 @@ from service.cli.doctor.outbox import age_finding, dead_letters_finding
 from service.config.settings import Settings
 from service.config.units import format_size
 from service.outbox.factory import nats_access, nats_plan
-from service.outbox.jetstream.inspection import Inspection, look
+from service.outbox.jetstream.inspection import Inspection, inspect_streams
 
 MONITORING_PORT = 8222  # where NATS tells of itself, if it was told to, by custom
 MONITORING_TIMEOUT = 2.0  # seconds
@@ -30,7 +30,7 @@ def nats_findings(settings: Settings, monitoring_port: int = MONITORING_PORT) ->
         monitoring_port: where NATS is asked whether it syncs always.
     """
     access, plan = nats_access(settings), nats_plan(settings)
-    found = asyncio.run(look(access, plan))
+    found = asyncio.run(inspect_streams(access, plan))
     if found.problem is not None:
         advice = "check POINTILLIST_OUTBOX_URL, POINTILLIST_NATS_CREDENTIALS_FILE and whether JetStream is enabled"
         yield Finding("nats", Grade.ERROR, found.problem, f"{advice}; until then serve refuses every event")

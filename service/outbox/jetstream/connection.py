@@ -1,6 +1,7 @@
-"""The connection to NATS, which is made anew for as long as it takes; the one module that knows its client.
+"""The connection to NATS, with endless reconnection; the only module that imports NATS' client.
 
-While it is down nothing is buffered: what cannot be sent is refused, so that no event is stored that nobody waits for.
+Nothing is buffered while it is down: a message that cannot be sent is refused, so that no event is stored whose caller
+no longer waits.
 """
 
 import asyncio
@@ -23,26 +24,26 @@ from service.config.fields import NatsServers
 from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
 
 API = "$JS.API"
-INBOX = "_INBOX."  # how the subjects begin on which answers come
+INBOX = "_INBOX."  # prefix of the subjects of responses
 REQUEST_TIMEOUT = 5.0  # seconds
 CONNECT_TIMEOUT = 5  # seconds
-RECONNECT_PAUSE = 0.5  # seconds between two tries to reach the same server
-PING_INTERVAL = 10  # seconds; two that stay unanswered end a connection that died silently
-MAX_UNSENT = 2 * 1024 * 1024  # bytes that wait for NATS to read them; whoever has more to send waits, too
-UNSENT_PAUSE = 0.001  # seconds until that is looked at again
+RECONNECT_PAUSE = 0.5  # seconds between two attempts to reach the same server
+PING_INTERVAL = 10  # seconds; two unanswered pings end a connection that died silently
+MAX_UNSENT = 2 * 1024 * 1024  # bytes that NATS has not read yet; backpressure: further publishers wait
+UNSENT_PAUSE = 0.001  # seconds until that is checked again
 UNREACHED_RETRY = 1.0  # seconds until a caller tries again
 NO_RESPONDERS = "503"
-BROKEN = (errors.Error, OSError, RuntimeError)  # the last of uvloop, where what is written to closed a moment ago
+BROKEN = (errors.Error, OSError, RuntimeError)  # the last from uvloop, on a write to a connection that has just closed
 
 Received: TypeAlias = Msg
-"""A message that came: `subject`, `reply`, `headers` (or None) and `data`."""
+"""A received message: `subject`, `reply`, `headers` (or None) and `data`."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class NatsAccess:
-    """Where NATS is, and how it knows us."""
+    """Addresses, credentials and TLS files for NATS."""
 
     servers: NatsServers
     credentials_file: Path | None = None
@@ -52,14 +53,14 @@ class NatsAccess:
 
     @property
     def names(self) -> str:
-        """The servers, for people."""
+        """The servers, for messages."""
         return ", ".join(map(str, self.servers.hosts))
 
     def tls(self) -> ssl.SSLContext | None:
-        """What TLS is spoken with; None where nothing asks for it.
+        """Return the TLS context; None if the settings do not ask for TLS.
 
         Raises:
-            OutboxUnusableError: a file is not what it should be.
+            OutboxUnusableError: a file cannot be read, or is not PEM.
         """
         if not self.servers.is_tls and self.ca_file is None and self.cert_file is None:
             return None
@@ -77,32 +78,32 @@ class NatsAccess:
 
 
 class _Client(Client):
-    """nats-py's client, but where TLS is wanted it never goes on without, and it leaves a dead connection at once."""
+    """nats-py's client, except that it never falls back from TLS and abandons a dead connection at once."""
 
     def _connect_command(self) -> bytes:
-        # The client turns TLS on where the server asks for it, whatever the URL says; whoever sits in between could
-        # have the server not ask, and would be shown the password in the command that is made here.
+        # The client turns TLS on if the server asks for it, whatever the URL says. Somebody in between could have the
+        # server not ask, and would then receive the password in the command that is built here.
         if "tls" in self.options and not self._server_info.get("tls_required"):
             raise errors.SecureConnWantedError
         return super()._connect_command()
 
     async def _attempt_reconnect(self) -> None:
-        # It closes the connection first, which waits until all is sent that was to be: where nobody reads any more,
-        # as on a machine that lost its power, for a quarter of an hour or for ever.
+        # The client first closes the connection, which waits until everything is sent: a quarter of an hour or forever
+        # if nobody reads any more, as on a machine that lost its power.
         if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:  # noqa: SLF001  as above
             self._transport._io_writer.transport.abort()  # noqa: SLF001
         await super()._attempt_reconnect()
 
 
 class Connection:
-    """A connection that comes back."""
+    """A connection that is established again whenever it breaks."""
 
     def __init__(self, access: NatsAccess, *, lost: Callable[[], None]) -> None:
-        """Make it; `run` connects.
+        """Create it; `run` connects.
 
         Args:
-            access: where NATS is.
-            lost: called when the connection breaks; what was asked and not answered may have been done.
+            access: to NATS.
+            lost: called when the connection breaks; requests without a response may have been executed.
 
         Raises:
             OutboxUnusableError: a TLS file cannot be used.
@@ -119,21 +120,21 @@ class Connection:
 
     @property
     def problem(self) -> str | None:
-        """Why NATS cannot be used now, in words; None while it can."""
+        """The reason why NATS cannot be used now; None while it can."""
         return None if self._up.is_set() else f"NATS cannot be reached at {self._access.names}: {self._problem}"
 
     @property
-    def payload_most(self) -> int:
-        """Bytes that a message may have, headers included."""
+    def max_payload(self) -> int:
+        """Maximum size of a message in bytes, headers included."""
         assert self._client is not None
         return self._client.max_payload
 
     async def up(self) -> None:
-        """Return once there is a connection."""
+        """Return once connected."""
         await self._up.wait()
 
     async def run(self) -> None:
-        """Connect, and connect again whenever the client gives up, until cancelled."""
+        """Connect, and again whenever the client gives up, until cancelled."""
         while True:
             self._ended.clear()
             client = self._client = _Client()
@@ -146,7 +147,7 @@ class Connection:
             except (ValueError, *BROKEN) as error:
                 await self._note_error(error)
             except asyncio.CancelledError:
-                self._up.clear()  # it is we who end it, and that is no news
+                self._up.clear()  # ended on purpose: nothing to log
                 raise
             finally:
                 self._set_down()
@@ -171,39 +172,39 @@ class Connection:
             reconnected_cb=self._note_reconnected,
             closed_cb=self._note_closed,
             connect_timeout=CONNECT_TIMEOUT,
-            reconnect_time_wait=RECONNECT_PAUSE,  # type: ignore[arg-type]  # it sleeps so long; a float is fine
+            reconnect_time_wait=RECONNECT_PAUSE,  # type: ignore[arg-type]  # passed to sleep; a float is fine
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL,
-            pending_size=0,  # else it waits by itself for what was sent, for as long as that takes, uncancelled
+            pending_size=0,  # otherwise the client itself waits, without a limit, until NATS has read what was sent
         )
 
-    # -- what is sent
+    # -- sending
 
     async def subscribe(self, subject: str, callback: Callable[[Received], Awaitable[None]]) -> None:
-        """Have a coroutine called with each message on a subject, over every connection there will be."""
+        """Call a coroutine with each message on a subject, on this connection and on every later one."""
         self._subscribed[subject] = callback
         if self._up.is_set():
             self._subscriptions[subject] = await self._usable().subscribe(subject, cb=callback)
 
     async def unsubscribe(self, subject: str) -> None:
-        """Hear no more of a subject; returns once NATS knows, and what it sent before is heard.
+        """End a subscription; return once NATS has confirmed it and every message sent before is handled.
 
         Raises:
-            OutboxUnavailableError: there is no connection.
+            OutboxUnavailableError: not connected.
         """
         del self._subscribed[subject]
         try:
-            await self._subscriptions.pop(subject).drain()  # type: ignore[no-untyped-call]  # it says no type
+            await self._subscriptions.pop(subject).drain()  # type: ignore[no-untyped-call]  # untyped in nats-py
         except BROKEN as error:
             raise self._unreached(error) from error
 
     async def publish(
         self, subject: str, data: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Send a message, once NATS has read enough of those before.
+        """Send a message, once NATS has read enough of the earlier ones.
 
         Raises:
-            OutboxUnavailableError: there is no connection; nothing was sent.
+            OutboxUnavailableError: not connected; nothing was sent.
         """
         client = self._usable()
         while client.pending_data_size > MAX_UNSENT:
@@ -215,48 +216,48 @@ class Connection:
             raise self._unreached(error) from error
 
     async def request(self, subject: str, data: bytes = b"") -> Received:
-        """Send a message and wait for the answer to it.
+        """Send a message and return the response.
 
         Raises:
-            OutboxUnavailableError: no answer came; what was asked may have been done.
+            OutboxUnavailableError: no response came; the request may have been executed.
         """
         try:
             return await self._usable().request(subject, data, timeout=REQUEST_TIMEOUT)
         except BROKEN as error:
             raise self._unreached(error) from error
 
-    async def ask(self, what: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask JetStream's API, such as `STREAM.INFO.NAME`, and give its answer.
+    async def call_api(self, method: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call a method of JetStream's API, such as `STREAM.INFO.NAME`, and return the response.
 
         Raises:
-            JetStreamError: it says no.
-            OutboxUnavailableError: it does not answer.
+            JetStreamError: the response is an error.
+            OutboxUnavailableError: there is no response.
         """
-        data = b"" if question is None else orjson.dumps(question)
+        data = b"" if request is None else orjson.dumps(request)
         try:
-            answer: dict[str, Any] = orjson.loads((await self.request(f"{API}.{what}", data)).data)
+            response: dict[str, Any] = orjson.loads((await self.request(f"{API}.{method}", data)).data)
         except orjson.JSONDecodeError as error:
             raise OutboxUnavailableError(
-                f"JetStream's answer to {what} cannot be read: {error}", UNREACHED_RETRY
+                f"JetStream's response to {method} cannot be read: {error}", UNREACHED_RETRY
             ) from error
-        if (fault := answer.get("error")) is not None:
+        if (fault := response.get("error")) is not None:
             description = fault.get("description", "no reason given")
             raise JetStreamError(fault.get("code", 0), fault.get("err_code", 0), description, UNREACHED_RETRY)
-        return answer
+        return response
 
     async def flush(self) -> None:
-        """Return once NATS has read all that was sent.
+        """Return once NATS has read everything that was sent.
 
         Raises:
-            OutboxUnavailableError: there is no connection.
+            OutboxUnavailableError: not connected.
         """
         try:
             await self._usable().flush()
         except BROKEN as error:
             raise self._unreached(error) from error
 
-    async def renew(self) -> None:
-        """Break the connection, because nothing comes through it any more, and make another one."""
+    async def reconnect(self) -> None:
+        """Abandon the connection, because nothing comes through it any more, and connect again."""
         if self._client is not None:
             await self._client.force_reconnect()
 
@@ -267,28 +268,28 @@ class Connection:
 
     def _unreached(self, error: Exception) -> OutboxUnavailableError:
         if isinstance(error, errors.NoRespondersError):
-            return OutboxUnavailableError("nobody at NATS answers for JetStream: is it enabled?", UNREACHED_RETRY)
-        return OutboxUnavailableError(self.problem or f"NATS does not answer: {_words(error)}", UNREACHED_RETRY)
+            return OutboxUnavailableError("JetStream does not answer at NATS: is it enabled?", UNREACHED_RETRY)
+        return OutboxUnavailableError(self.problem or f"NATS does not answer: {_text(error)}", UNREACHED_RETRY)
 
-    # -- what becomes of it
+    # -- connection state
 
     def _set_up(self) -> None:
         self._up.set()
         self._problem = ""
-        log.info("NATS is reached", servers=self._access.names)
+        log.info("connected to NATS", servers=self._access.names)
 
     def _set_down(self) -> None:
         if self._up.is_set():
             self._up.clear()
             self._problem = self._problem or "the connection broke"
-            log.warning("NATS is not reached any more; what callers send is refused until it is", why=self._problem)
+            log.warning("lost connection to NATS; rejecting events until it is back", why=self._problem)
             self._lost()
 
     async def _note_error(self, error: Exception) -> None:
-        problem = _words(error)
+        problem = _text(error)
         if problem != self._problem:
             self._problem = problem
-            log.warning("NATS", servers=self._access.names, why=problem)
+            log.warning("NATS connection error", servers=self._access.names, why=problem)
 
     async def _note_disconnected(self) -> None:
         self._set_down()
@@ -300,8 +301,8 @@ class Connection:
         self._ended.set()
 
 
-def _words(error: Exception) -> str:
-    """What a client's error says, for people."""
+def _text(error: Exception) -> str:
+    """Return the message of a client's error."""
     if isinstance(error, errors.SecureConnWantedError):
-        return "the server does not speak TLS, and POINTILLIST_OUTBOX_URL asks for it"
+        return "the server does not offer TLS, which POINTILLIST_OUTBOX_URL asks for"
     return str(error).removeprefix("nats: ") or type(error).__name__

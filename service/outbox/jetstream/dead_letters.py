@@ -1,4 +1,4 @@
-"""The dead letters of an outbox on JetStream: a stream of their own, read from end to end where a filter needs it."""
+"""The dead letters of an outbox on JetStream: a separate stream, read from end to end if a filter requires it."""
 
 import asyncio
 import base64
@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 from service.errors import JetStreamError, OutboxUnavailableError
 from service.outbox.base import DeadLetter, DeadLetterFilter
 from service.outbox.jetstream.connection import UNREACHED_RETRY, Connection, Received
-from service.outbox.jetstream.headers import delivery_of, is_meant, letter_of, parse_headers, replay_headers
+from service.outbox.jetstream.headers import delivery_of, letter_of, matches, parse_headers, replay_headers
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller
 from service.outbox.jetstream.streams import NOT_FOUND, SECOND, Plan
 
-READ_AT_ONCE = 200  # dead letters that are in memory at a time
-ASKED_AT_ONCE = 50  # that are fetched or deleted by their ids at a time
-READER_TIME = 30  # seconds after which JetStream forgets a reader that fell silent
-
+READ_AT_ONCE = 200  # dead letters in memory at a time
+MAX_REQUESTS = 50  # concurrent requests for dead letters by their ids
+READER_TIME = 30  # seconds after which JetStream deletes an idle reader
 
 Item = TypeVar("Item")
 
@@ -30,33 +29,33 @@ class DeadLetterStream:
         self._publisher = publisher
         self._plan = plan
         self._stream = plan.letters_stream
-        self._heard: list[Received] = []
-        self.puller = Puller(connection, self._heard.append)
+        self._received: list[Received] = []
+        self.puller = Puller(connection, self._received.append)
         self._reading = asyncio.Lock()
 
     async def newest(self) -> int:
-        """The highest id that a dead letter ever had."""
-        return int((await self._connection.ask(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
+        """Return the highest id that a dead letter ever had."""
+        return int((await self._connection.call_api(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
 
     async def find(self, which: DeadLetterFilter, *, after: int, limit: int) -> list[DeadLetter]:
         """Return dead letters by rising id. See DeadLetters.list."""
         letters: list[DeadLetter] = []
-        async with aclosing(self._meant(which, after, await self.newest())) as meant:
-            async for some in meant:
+        async with aclosing(self._matching(which, after, await self.newest())) as matching:
+            async for some in matching:
                 letters += some[: limit - len(letters)]
                 if len(letters) >= limit:
                     break
         return letters
 
     async def replay(self, which: DeadLetterFilter, queued_at: int) -> int:
-        """Put dead letters back to the end of the queue; `queued_at` is in milliseconds.
+        """Publish dead letters to the end of the queue; `queued_at` is in milliseconds.
 
-        Each is in the queue before it is deleted here: a crash in between leaves it in both, and a second replay finds
-        the event in the duplicate window.
+        Each is in the queue before it is deleted here: after a crash in between it is in both, and a second replay
+        finds the event in the duplicate window.
         """
         count = 0
-        async with aclosing(self._meant(which, 0, await self.newest())) as meant:
-            async for some in meant:
+        async with aclosing(self._matching(which, 0, await self.newest())) as matching:
+            async for some in matching:
                 messages = [Message(letter.payload, replay_headers(letter, queued_at)) for letter in some]
                 await self._publisher.publish(self._plan.events_subject, messages)
                 count += await self._delete(some)
@@ -66,47 +65,49 @@ class DeadLetterStream:
         """Delete dead letters for good."""
         newest = await self.newest()
         if which == DeadLetterFilter():
-            answer = await self._connection.ask(f"STREAM.PURGE.{self._stream}", {"seq": newest + 1})
+            answer = await self._connection.call_api(f"STREAM.PURGE.{self._stream}", {"seq": newest + 1})
             return int(answer["purged"])
         count = 0
-        async with aclosing(self._meant(which, 0, newest)) as meant:
-            async for some in meant:
+        async with aclosing(self._matching(which, 0, newest)) as matching:
+            async for some in matching:
                 count += await self._delete(some)
         return count
 
     async def _delete(self, letters: Sequence[DeadLetter]) -> int:
         count = 0
-        for some in _portions(letters):
+        for some in _chunks(letters):
             count += sum(await asyncio.gather(*(self._delete_one(letter.id) for letter in some)))
         return count
 
     async def _delete_one(self, id_: int) -> bool:
-        """Delete one; False where somebody else did so before."""
+        """Delete one; return False if it was deleted already."""
         try:
-            await self._connection.ask(f"STREAM.MSG.DELETE.{self._stream}", {"seq": id_, "no_erase": True})
+            await self._connection.call_api(f"STREAM.MSG.DELETE.{self._stream}", {"seq": id_, "no_erase": True})
         except JetStreamError as error:
-            if error.code in {400, NOT_FOUND}:  # it is not there
+            if error.code in {400, NOT_FOUND}:  # it does not exist
                 return False
             raise
         return True
 
     # -- reading
 
-    async def _meant(self, which: DeadLetterFilter, after: int, newest: int) -> AsyncGenerator[list[DeadLetter], None]:
-        """Some at a time of the dead letters that are meant, by rising id, up to the newest that is."""
+    async def _matching(
+        self, which: DeadLetterFilter, after: int, newest: int
+    ) -> AsyncGenerator[list[DeadLetter], None]:
+        """Yield the dead letters that match, by rising id up to `newest`, some at a time."""
         if which.ids is not None:
             ids = sorted({id_ for id_ in which.ids if after < id_ <= newest})
-            for some in _portions(ids):
+            for some in _chunks(ids):
                 found = await asyncio.gather(*map(self._get, some))
-                yield [letter for letter in found if letter is not None and is_meant(letter, which)]
+                yield [letter for letter in found if letter is not None and matches(letter, which)]
         elif newest > after:
             async with aclosing(self._read(after, newest)) as read:
                 async for letters in read:
-                    yield [letter for letter in letters if is_meant(letter, which)]
+                    yield [letter for letter in letters if matches(letter, which)]
 
     async def _get(self, id_: int) -> DeadLetter | None:
         try:
-            answer = await self._connection.ask(f"STREAM.MSG.GET.{self._stream}", {"seq": id_})
+            answer = await self._connection.call_api(f"STREAM.MSG.GET.{self._stream}", {"seq": id_})
         except JetStreamError as error:
             if error.code == NOT_FOUND:
                 return None
@@ -115,24 +116,26 @@ class DeadLetterStream:
         return letter_of(id_, parse_headers(headers), payload)
 
     async def _read(self, after: int, newest: int) -> AsyncGenerator[list[DeadLetter], None]:
-        """All dead letters, some at a time. Between two lots others may read.
+        """Yield all dead letters, some at a time. Between two pulls, other callers may read.
 
         Raises:
-            OutboxUnavailableError: they could not be read to the end; fewer are never taken for all.
+            OutboxUnavailableError: they could not be read to the end; a part is never taken for all.
         """
         reader = await self._open_reader(after)
         try:
             while after < newest:
                 async with self._reading:
-                    self._heard.clear()
+                    self._received.clear()
                     is_whole = await self.puller.pull(self._stream, reader, READ_AT_ONCE)
-                    ours = [one for one in self._heard if f".{reader}." in one.reply]  # and none that is late
+                    ours = [
+                        one for one in self._received if f".{reader}." in one.reply
+                    ]  # without late messages of others
                 if not is_whole:
                     raise OutboxUnavailableError(
-                        "NATS broke off while dead letters were read; ask again", UNREACHED_RETRY
+                        "NATS broke off while dead letters were read; try again", UNREACHED_RETRY
                     )
-                heard = [(delivery_of(one.reply).id, one) for one in ours]
-                letters = [letter_of(id_, one.headers or {}, one.data) for id_, one in heard if after < id_ <= newest]
+                found = [(delivery_of(one.reply).id, one) for one in ours]
+                letters = [letter_of(id_, one.headers or {}, one.data) for id_, one in found if after < id_ <= newest]
                 if not letters:
                     return
                 after = letters[-1].id
@@ -141,7 +144,7 @@ class DeadLetterStream:
             await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{reader}")
 
     async def _open_reader(self, after: int) -> str:
-        """Make a consumer that JetStream forgets by itself; gives its name."""
+        """Create a consumer that JetStream deletes by itself; return its name."""
         config: dict[str, Any] = {
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": after + 1,
@@ -151,8 +154,8 @@ class DeadLetterStream:
             "mem_storage": True,
             "num_replicas": 1,
         }
-        question = {"stream_name": self._stream, "config": config}
-        return str((await self._connection.ask(f"CONSUMER.CREATE.{self._stream}", question))["name"])
+        request = {"stream_name": self._stream, "config": config}
+        return str((await self._connection.call_api(f"CONSUMER.CREATE.{self._stream}", request))["name"])
 
 
 class JetStreamDeadLetters:
@@ -169,7 +172,7 @@ class JetStreamDeadLetters:
         """Create it on the event loop that uses it.
 
         Args:
-            stream: where they are.
+            stream: of the dead letters.
             check_capacity: raises OutboxUnavailableError while no event may be added to the queue.
             changed: called once dead letters were replayed or deleted.
             now: milliseconds since the epoch, by the outbox's steady clock.
@@ -197,6 +200,6 @@ class JetStreamDeadLetters:
         return deleted
 
 
-def _portions(whole: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(whole), ASKED_AT_ONCE):
-        yield whole[start : start + ASKED_AT_ONCE]
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), MAX_REQUESTS):
+        yield items[start : start + MAX_REQUESTS]

@@ -1,6 +1,6 @@
-"""What travels beside an event on JetStream: how an entry, and a dead letter, becomes headers, and what is read back.
+"""The headers of events and dead letters on JetStream, written and parsed.
 
-The body of every message is the serialised Event, as it is everywhere.
+The body of every message is the serialised Event, as everywhere else.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, St
 from service.outbox.jetstream.connection import Received
 
 DUPLICATE_ID = "Nats-Msg-Id"
-"""JetStream's own: a second message with it, within the window, is not stored."""
+"""JetStream's own: a second message with the same value, within the window, is not stored."""
 MESSAGE_ID = "Pointillist-Message-Id"
-"""The event's message_id, where DUPLICATE_ID is something else; percent-encoded."""
+"""The event's message_id if DUPLICATE_ID is another value; percent-encoded."""
 ACCEPTED_AT = "Pointillist-Accepted-At"
 QUEUED_AT = "Pointillist-Queued-At"
 ANSWER_TO = "Pointillist-Answer-To"
-"""Where to tell of the delivery, because a caller waits for it."""
+"""The subject on which to report the delivery, because a caller waits for it."""
 TRACEPARENT = "traceparent"
 REASON = "Pointillist-Reason"
 STATUS = "Pointillist-Status"
@@ -26,36 +26,36 @@ ATTEMPTS = "Pointillist-Attempts"
 FIRST_ATTEMPT_AT = "Pointillist-First-Attempt-At"
 LAST_ATTEMPT_AT = "Pointillist-Last-Attempt-At"
 
-ACK_TOKENS = 9  # of the reply subject $JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE…; with a domain it has more (ADR-15)
+ACK_TOKENS = 9  # of the reply subject $JS.ACK.STREAM.CONSUMER.DELIVERED.SEQUENCE…; more with a domain (ADR-15)
 NANOSECONDS = 1_000_000  # in a millisecond
-MAX_DIGITS = 16  # fewer than this are milliseconds of a year that has a date
+MAX_DIGITS = 16  # of a number in a header; more digits are no date that Python can represent
 
 
 class Delivery(NamedTuple):
-    """What JetStream says of a message by the subject on which it wants the acknowledgement."""
+    """The values that JetStream encodes in the reply subject of a message."""
 
     id: int
-    """Its place in the stream."""
+    """Its sequence number in the stream."""
     deliveries: int
-    """How many times it was delivered, this one included."""
+    """Number of deliveries, this one included."""
     stored_at: int
     """Milliseconds since the epoch, by the clock of NATS."""
 
 
 def delivery_of(reply: str) -> Delivery:
-    """Read the subject of an acknowledgement."""
+    """Parse the reply subject of a message."""
     tokens = reply.split(".")
     deliveries, id_, _, stored_at = tokens[4:8] if len(tokens) == ACK_TOKENS else tokens[6:10]
     return Delivery(int(id_), int(deliveries), int(stored_at) // NANOSECONDS)
 
 
 def entry_headers(entry: Entry, queued_at: int, answer_to: str) -> dict[str, str]:
-    """The headers of an event that is put.
+    """Return the headers of an event that is put.
 
     Args:
         entry: the event.
         queued_at: milliseconds since the epoch.
-        answer_to: the subject on which we hear of deliveries that our callers wait for.
+        answer_to: the subject on which this process is notified of deliveries that its callers wait for.
     """
     headers = {
         DUPLICATE_ID: percent.encode(entry.message_id),
@@ -70,9 +70,10 @@ def entry_headers(entry: Entry, queued_at: int, answer_to: str) -> dict[str, str
 
 
 def replay_headers(letter: DeadLetter, queued_at: int) -> dict[str, str]:
-    """The headers of an event that is replayed; its message_id is in the window already, so it has another id there.
+    """Return the headers of an event that is replayed.
 
-    That begins as no encoded message_id can: one that some caller had chosen would have the event taken for stored.
+    Its message_id is in the duplicate window already, so it gets another DUPLICATE_ID. That begins as no encoded
+    message_id can: otherwise a caller could choose the same, and the event would count as stored.
     """
     headers = {
         DUPLICATE_ID: f"%replay-{letter.id}-{letter.last_attempt_at}",
@@ -86,10 +87,10 @@ def replay_headers(letter: DeadLetter, queued_at: int) -> dict[str, str]:
 
 
 def stored_of(received: Received, delivery: Delivery) -> Stored:
-    """An event that was delivered to us.
+    """Return the event of a message that was delivered to this process.
 
-    JetStream counts deliveries, and not tries: a lease that was lost or given back counts as one, too. The moment of
-    the first it does not keep: that the event was queued is the nearest to it.
+    JetStream counts deliveries, not attempts: a lease that was lost or released counts, too. It does not keep the time
+    of the first attempt: the time at which the event was queued is the closest.
     """
     headers = received.headers or {}
     queued_at = whole(headers, QUEUED_AT, delivery.stored_at)
@@ -106,11 +107,11 @@ def stored_of(received: Received, delivery: Delivery) -> Stored:
 
 
 def letter_headers(stored: Stored, refusal: Refusal, now: int) -> dict[str, str]:
-    """The headers of a dead letter; written twice, because of a crash in between, it is kept once.
+    """Return the headers of a dead letter; if it is published twice, because of a crash, it is stored once.
 
     Args:
         stored: the event that is given up.
-        refusal: why.
+        refusal: the reason.
         now: milliseconds since the epoch.
     """
     headers = {
@@ -130,7 +131,7 @@ def letter_headers(stored: Stored, refusal: Refusal, now: int) -> dict[str, str]
 
 
 def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
-    """A dead letter, read back."""
+    """Return the dead letter of a message."""
     return DeadLetter(
         id=id_,
         message_id=percent.decode(headers.get(MESSAGE_ID, "")),
@@ -149,19 +150,19 @@ def letter_of(id_: int, headers: dict[str, str], payload: bytes) -> DeadLetter:
 
 
 def whole(headers: dict[str, str], name: str, otherwise: int) -> int:
-    """A header's number; what somebody else published without it, or with no number in it, is taken all the same."""
+    """Return a header's number; `otherwise` if it is missing or no number, as in messages of other publishers."""
     value = headers.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < MAX_DIGITS else otherwise
 
 
 def parse_headers(raw: bytes) -> dict[str, str]:
-    """The headers of a message as JetStream's API gives them: a line that names the protocol, then one each."""
+    """Parse headers as JetStream's API returns them: a line with the protocol version, then one line per header."""
     _, *lines = raw.decode(errors="replace").split("\r\n")
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
-def is_meant(letter: DeadLetter, which: DeadLetterFilter) -> bool:
-    """Whether a dead letter is one of those that a filter means."""
+def matches(letter: DeadLetter, which: DeadLetterFilter) -> bool:
+    """Return True if a dead letter meets every condition of a filter."""
     at = letter.last_attempt_at
     return (
         (which.ids is None or letter.id in which.ids)

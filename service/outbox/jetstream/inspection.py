@@ -1,4 +1,4 @@
-"""A look at the streams of an outbox on JetStream, beside servers that use them or without any; nothing changes."""
+"""Inspects the streams of an outbox on JetStream, read-only, also while servers use them."""
 
 import asyncio
 from collections import Counter
@@ -19,39 +19,39 @@ from service.outbox.jetstream.streams import (
     stream_differences,
 )
 
-PATIENCE = 3.0  # seconds in which NATS has to be reached
+PATIENCE = 3.0  # seconds to wait for a connection to NATS
 MAX_REASONS = 5
 MAX_LETTERS = 1000  # dead letters whose reasons are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What there is."""
+    """The state of the streams."""
 
     problem: str | None
-    """Why nothing can be looked at; None where all else holds."""
+    """The reason why nothing can be inspected; None if the other fields are valid."""
     account: dict[str, Any]
-    """What JetStream says of our account: `storage`, `limits` and more."""
+    """JetStream's description of the account: `storage`, `limits` and more."""
     missing: tuple[str, ...] = ()
-    """Streams, and the consumer, that are not there yet."""
+    """Streams, and the consumer, that do not exist yet."""
     differences: tuple[str, ...] = ()
-    """What keeps those that are there from being an outbox, a sentence each."""
+    """The reasons why existing ones cannot be used, one sentence each."""
     events: int = 0
     bytes: int = 0
     oldest_at: int | None = None
-    """Milliseconds since the epoch: when the oldest waiting event was accepted."""
+    """Milliseconds since the epoch: when the oldest pending event was accepted."""
     bounds: tuple[int, int] = (-1, -1)
-    """How many events, and bytes, may wait; -1 for no bound."""
+    """Maximum numbers of pending events and bytes; -1 for no bound."""
     replicas: int = 1
     in_work: int = 0
-    """Events that are leased, or were put back for later."""
+    """Events that are leased or await redelivery."""
     dead_letters: int = 0
     reasons: tuple[tuple[str, int], ...] = ()
-    """The commonest reasons of the first thousand dead letters, and how many have each."""
+    """The commonest reasons of the first thousand dead letters, with their counts."""
 
 
-async def look(access: NatsAccess, plan: Plan) -> Inspection:
-    """Look at NATS."""
+async def inspect_streams(access: NatsAccess, plan: Plan) -> Inspection:
+    """Connect to NATS and inspect the account, the streams and the consumer."""
     try:
         connection = Connection(access, lost=lambda: None)
     except OutboxUnusableError as error:
@@ -60,25 +60,25 @@ async def look(access: NatsAccess, plan: Plan) -> Inspection:
     try:
         async with asyncio.timeout(PATIENCE):
             await connection.up()
-        return await _look(connection, plan)
+        return await _inspect(connection, plan)
     except TimeoutError:
         return Inspection(connection.problem, {})
     except OutboxUnavailableError as error:
         return Inspection(str(error), {})
     finally:
-        while not running.done():  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
+        while not running.done():  # before Python 3.12 asyncio.wait_for, which the client uses, may lose a cancellation
             running.cancel()
             await asyncio.wait({running}, timeout=0.2)
 
 
-async def _look(connection: Connection, plan: Plan) -> Inspection:
-    account = await connection.ask("INFO")
-    places = {
+async def _inspect(connection: Connection, plan: Plan) -> Inspection:
+    account = await connection.call_api("INFO")
+    methods = {
         plan.events_stream: f"STREAM.INFO.{plan.events_stream}",
         plan.letters_stream: f"STREAM.INFO.{plan.letters_stream}",
         f"consumer {CONSUMER}": f"CONSUMER.INFO.{plan.events_stream}.{CONSUMER}",
     }
-    found = {name: await _ask(connection, place) for name, place in places.items()}
+    found = {name: await _info(connection, method) for name, method in methods.items()}
     events, letters, consumer = found.values()
     differences: list[str] = []
     for name, info, wanted in (
@@ -109,9 +109,9 @@ async def _look(connection: Connection, plan: Plan) -> Inspection:
     )
 
 
-async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
+async def _info(connection: Connection, method: str) -> dict[str, Any] | None:
     try:
-        return await connection.ask(place)
+        return await connection.call_api(method)
     except JetStreamError as error:
         if error.code == NOT_FOUND:
             return None
@@ -120,6 +120,6 @@ async def _ask(connection: Connection, place: str) -> dict[str, Any] | None:
 
 async def _reasons(connection: Connection, plan: Plan) -> tuple[tuple[str, int], ...]:
     letters = DeadLetterStream(connection, Publisher(connection), plan)
-    await letters.puller.start(f"{INBOX}look")
+    await letters.puller.start(f"{INBOX}inspection")
     found = await letters.find(DeadLetterFilter(), after=0, limit=MAX_LETTERS)
     return tuple(Counter(letter.refusal.reason for letter in found).most_common(MAX_REASONS))

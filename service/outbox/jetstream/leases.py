@@ -1,8 +1,8 @@
-"""Events that JetStream has leased to us, and what becomes of them.
+"""Events that JetStream has leased to this process, and their settlement.
 
-Settlements are gathered for a moment and sent together; the last of them is confirmed by JetStream, which does them in
-their order, so that all are. A dead letter is in its own stream before its event is given up: a crash in between
-repeats, and loses nothing.
+Settlements are collected for a moment and sent together. Only the last is confirmed by JetStream, which executes them
+in order, so all of them are. A dead letter is in its stream before its event is settled: after a crash in between it is
+written again, once, and nothing is lost.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from service.outbox.jetstream.headers import ANSWER_TO, delivery_of, stored_of
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.redelivery import Note, Redeliveries
 
-LINGER = 0.005  # seconds that settlements wait for more of them
-TOUCH_SHARE = 3  # an event is kept ours this many times before its lease would end
-STUCK_PAUSE = 1.0  # seconds until what could not be settled is tried again
-ENDED = "what is settled is not sent any more: the server is about to end"
+LINGER = 0.005  # seconds that settlements wait for more
+EXTENSIONS = 3  # how often a lease is extended before it would end
+STUCK_PAUSE = 1.0  # seconds until failed settlements are retried
+ENDED = "settlements are not sent any more: the server is about to end"
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 
 log = structlog.get_logger()
@@ -31,28 +31,28 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Lease:
-    """An event that is ours for a time."""
+    """An event that is leased to this process."""
 
     stored: Stored
     reply: str
-    """Where JetStream wants to hear of it; empty where it does not, as the event's stream is gone."""
+    """The reply subject for its settlement; empty if its stream no longer exists."""
     stored_at: int
-    """Milliseconds since the epoch, by the clock of NATS: tells it from one that has its id in a stream made anew."""
+    """Milliseconds since the epoch, by the clock of NATS: tells it from an event with the same id in a new stream."""
     answer_to: str
-    """Where to tell of its delivery; empty where nobody waits for it."""
-    touched_at: float
-    """Seconds of the event loop's time: when JetStream last heard that we have it."""
+    """The subject on which to report its delivery; empty if no caller waits for it."""
+    extended_at: float
+    """Seconds of the event loop's time: when the lease was last extended."""
 
 
 @dataclass(slots=True)
 class Settlement:
-    """What became of an event."""
+    """The settlement of an event."""
 
     lease: Lease
     verb: bytes
     refusal: Refusal | None = None
     letter: Message | None = None
-    """The dead letter that has to be written before; None once it is."""
+    """The dead letter to publish first; None once it is published."""
 
 
 class Leases:
@@ -66,13 +66,13 @@ class Leases:
         letters_subject: str,
         gone: Callable[[Sequence[Settlement]], None],
     ) -> None:
-        """Make it; `run` makes it work.
+        """Create it; `run` sends the settlements.
 
         Args:
             connection: to NATS.
-            publisher: writes dead letters.
-            letters_subject: where they are published.
-            gone: called with what was settled for good.
+            publisher: publishes dead letters.
+            letters_subject: the subject of dead letters.
+            gone: called with the settlements of events that have left the stream.
         """
         self._connection = connection
         self._publisher = publisher
@@ -86,29 +86,29 @@ class Leases:
         self._work = asyncio.Event()
         self._has_ended = False
         self.answer_to = ""
-        """Where this process itself hears of deliveries."""
+        """The subject on which this process is notified of deliveries."""
 
     @property
     def unsettled(self) -> int:
-        """Settlements that are not sent yet."""
+        """Number of settlements not sent yet."""
         return len(self._queue)
 
     @property
     def coming_letters(self) -> int:
-        """Dead letters among them, and among those that are being sent."""
+        """Number of dead letters among the settlements that are queued or being sent."""
         return sum(settlement.refusal is not None for settlement in (*self._queue, *self._sending))
 
-    # -- on the event loop's side
+    # -- leases
 
     def take(self, received: Received) -> Stored | None:
-        """Note an event that was delivered to us; None where we have it already, and JetStream had forgotten that."""
+        """Lease an event that was delivered; return None if this process has it already, and the lease had ended."""
         delivery = delivery_of(received.reply)
         now = asyncio.get_running_loop().time()
         if (lease := self._leases.get(delivery.id)) is not None:
             if lease.stored_at == delivery.stored_at:
-                lease.reply, lease.touched_at = received.reply, now
+                lease.reply, lease.extended_at = received.reply, now
                 return None
-            self.forget()
+            self.discard_all()
         stored = stored_of(received, delivery)
         if (note := self._redeliveries.take(stored.id)) is not None:
             stored = stored._replace(attempts=note.attempts, first_attempt_at=note.first_attempt_at)
@@ -116,16 +116,16 @@ class Leases:
         self._leases[stored.id] = Lease(stored, received.reply, delivery.stored_at, answer_to, now)
         return stored
 
-    def forget(self) -> None:
-        """Hold nothing any more: the stream was made anew, where the same ids are those of other events."""
-        log.warning("the stream of waiting events was made anew", leased_from_the_old_one=len(self._leases))
+    def discard_all(self) -> None:
+        """Discard all leases: the stream was created again, and its ids are those of other events."""
+        log.warning("stream of pending events was created again", leased_from_old_stream=len(self._leases))
         for lease in (*self._leases.values(), *(settlement.lease for settlement in self._queue)):
             lease.reply = ""
         self._leases.clear()
         self._redeliveries = Redeliveries()
 
     def _lease_of(self, stored: Stored) -> Lease | None:
-        """The lease of just this event; None where it is not ours any more."""
+        """Return the lease of exactly this event; None if it is no longer held."""
         lease = self._leases.get(stored.id)
         return lease if lease is not None and lease.stored == stored else None
 
@@ -135,10 +135,10 @@ class Leases:
             self._settle(Settlement(lease, ACK))
 
     def nak(self, stored: Stored, delay: float, *, now: int, attempted: bool) -> None:
-        """Settle as to be tried again in `delay` seconds; `now` is in milliseconds."""
+        """Settle for redelivery in `delay` seconds; `now` is in milliseconds."""
         if (lease := self._lease_of(stored)) is None:
             return
-        del self._leases[stored.id]  # at once, as it may be delivered again before we hear of it
+        del self._leases[stored.id]  # now, as it may be delivered again before the settlement is confirmed
         due_at = asyncio.get_running_loop().time() + delay
         first_attempt_at = stored.first_attempt_at or (now if attempted else None)
         self._redeliveries.add(stored.id, Note(lease.reply, due_at, stored.attempts + attempted, first_attempt_at))
@@ -146,7 +146,7 @@ class Leases:
         self._settle(Settlement(lease, verb))
 
     def term(self, stored: Stored, refusal: Refusal, letter: Message) -> None:
-        """Settle as given up, once the dead letter is written."""
+        """Settle as given up, once the dead letter is published."""
         if (lease := self._lease_of(stored)) is not None:
             self._settle(Settlement(lease, TERM, refusal, letter))
 
@@ -155,34 +155,34 @@ class Leases:
         self._work.set()
 
     async def recall(self, limit: int) -> bool:
-        """Have events that were put back delivered before their time; returns whether there are any."""
+        """Request up to `limit` events before their redelivery is due; return True if there are any."""
         await self.flush()
         replies = self._redeliveries.recall(limit, asyncio.get_running_loop().time())
         await self._send([(reply, NAK) for reply in replies])
         return bool(replies)
 
-    async def give_back(self) -> None:
-        """Let others have what is ours and not settled, at once."""
+    async def release_all(self) -> None:
+        """Release every lease at once, so that other processes get the events."""
         await self._send([(lease.reply, NAK) for lease in self._leases.values()])
         self._leases.clear()
 
-    async def touch(self, ack_wait: float) -> None:
-        """Tell JetStream what we still have.
+    async def extend(self, ack_wait: float) -> None:
+        """Extend the leases that would end soon.
 
         Args:
-            ack_wait: seconds after which it would give an event to another.
+            ack_wait: seconds after which JetStream would lease an event to another process.
         """
         now = asyncio.get_running_loop().time()
         for lease in list(self._leases.values()):
-            if now - lease.touched_at >= ack_wait / TOUCH_SHARE:
+            if now - lease.extended_at >= ack_wait / EXTENSIONS:
                 await self._connection.publish(lease.reply, IN_PROGRESS)
-                lease.touched_at = now
+                lease.extended_at = now
 
     async def flush(self) -> None:
-        """Return once all that was settled before is.
+        """Return once every settlement made before is confirmed.
 
         Raises:
-            OutboxUnavailableError: it could not be; it is tried again.
+            OutboxUnavailableError: JetStream could not be reached; the settlements are retried.
             OutboxClosedError: the outbox is being closed.
         """
         if self._has_ended:
@@ -192,7 +192,7 @@ class Leases:
         self._work.set()
         await future
 
-    # -- what is sent
+    # -- sending
 
     async def run(self) -> None:
         """Send settlements until cancelled."""
@@ -209,7 +209,7 @@ class Leases:
                 try:
                     await self._write(queue)
                 except OutboxUnavailableError as error:
-                    # Repeated, a nak could take the event from whom it was given to meanwhile; it is done without it.
+                    # A repeated nak could take the event from another process; the lease ends without it.
                     self._queue[:0] = [settlement for settlement in queue if not settlement.verb.startswith(NAK)]
                     self._sending = []
                     _end(flushes, error)
@@ -219,14 +219,14 @@ class Leases:
                     self._sending = []
                     _end(flushes, None)
         finally:
-            self._has_ended = True  # whoever waits for it, or would, is not to wait for ever
+            self._has_ended = True  # so that nobody waits for a flush forever
             _end([*flushes, *self._flushes], OutboxClosedError(ENDED, STUCK_PAUSE))
 
     async def _write(self, queue: list[Settlement]) -> None:
-        """Send what can be sent, and leave in the queue what cannot.
+        """Send settlements, and leave in `queue` those whose dead letter could not be published.
 
         Raises:
-            OutboxUnavailableError: something could not.
+            OutboxUnavailableError: some settlements could not be sent.
         """
         problem = await self._write_letters([settlement for settlement in queue if settlement.letter is not None])
         ready = [settlement for settlement in queue if settlement.letter is None]
@@ -235,14 +235,14 @@ class Leases:
         for settlement in final:
             if self._leases.get(settlement.lease.stored.id) is settlement.lease:
                 del self._leases[settlement.lease.stored.id]
-            await self._tell(settlement)
+            await self._report(settlement)
         self._gone(final)
         if problem is not None:
             queue[:] = [settlement for settlement in queue if settlement.letter is not None]
             raise problem
 
     async def _write_letters(self, terms: list[Settlement]) -> OutboxUnavailableError | None:
-        """Write dead letters, each by itself, so that one that is written is not written again for another's sake."""
+        """Publish dead letters, each in its own call, so that a failure does not repeat the others."""
         results = await asyncio.gather(*map(self._write_letter, terms))
         return next((result for result in results if result is not None), None)
 
@@ -256,7 +256,7 @@ class Leases:
         return None
 
     async def _send(self, verbs: list[tuple[str, bytes]]) -> None:
-        """Send acknowledgements, and return once JetStream has done the last of them."""
+        """Send acknowledgements, and return once JetStream has confirmed the last one."""
         verbs = [(reply, verb) for reply, verb in verbs if reply]
         if not verbs:
             return
@@ -264,8 +264,8 @@ class Leases:
             await self._connection.publish(reply, verb)
         await self._connection.request(*verbs[-1])
 
-    async def _tell(self, settlement: Settlement) -> None:
-        """Tell the process whose caller waits for this; it is told once, and may miss it."""
+    async def _report(self, settlement: Settlement) -> None:
+        """Notify the process whose caller waits for this delivery, once and without a guarantee."""
         answer_to, refusal = settlement.lease.answer_to, settlement.refusal
         if answer_to.startswith(INBOX) and answer_to != self.answer_to:
             outcome = None if refusal is None else (refusal.reason, refusal.status, refusal.detail)
@@ -274,7 +274,7 @@ class Leases:
 
 
 def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxUnavailableError | None) -> None:
-    """Tell those that wait for settlements that they are done, or why they are not."""
+    """Resolve flushes, with an error if there is one."""
     for flush in flushes:
         if not flush.done():
             if error is None:
@@ -283,11 +283,11 @@ def _end(flushes: Sequence["asyncio.Future[None]"], error: OutboxUnavailableErro
                 flush.set_exception(error)
 
 
-def read_answer(data: bytes) -> tuple[str, Refusal | None]:
-    """Read what another process tells of a delivery: the message_id, and why it was refused.
+def parse_report(data: bytes) -> tuple[str, Refusal | None]:
+    """Parse another process's report of a delivery: the message_id, and the Refusal if there is one.
 
     Raises:
-        ValueError: it is not what it should be.
+        ValueError: it is malformed.
     """
     message_id, outcome = orjson.loads(data)
     if outcome is None:

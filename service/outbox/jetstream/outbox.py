@@ -1,6 +1,6 @@
 """The outbox on NATS JetStream, which several replicas share.
 
-Where it promises less than a file does, see Queue.
+Queue lists the promises in which it differs from a file.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, Capa
 from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
 from service.outbox.jetstream.headers import entry_headers, letter_headers
-from service.outbox.jetstream.leases import Leases, Settlement, read_answer
+from service.outbox.jetstream.leases import Leases, Settlement, parse_report
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller, WaitingPull
 from service.outbox.jetstream.state import StreamState, read_state
-from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Adopted, Plan, ensure
+from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Limits, Plan, ensure
 
-LOOK_INTERVAL = 1.0  # seconds between two looks at the streams
-MAX_HELD = 2.0  # seconds for which an event that nobody fetches is kept from other replicas
-MAX_SILENT = 3  # looks without an answer, after which the connection is made anew
-CLOSE_TIMEOUT = 5.0  # seconds in which the last settlements have to be sent
-CANCEL_PAUSE = 0.2  # seconds until a loop that did not hear that it shall end is told again
-MAX_STUCK = 20_000  # settlements that could not be sent, above which nothing is fetched
+REFRESH_INTERVAL = 1.0  # seconds between two reads of the streams' state
+MAX_HELD = 2.0  # seconds for which a received event that nobody fetches is kept from other replicas
+MAX_SILENT = 3  # reads without a response, after which the connection is established again
+CLOSE_TIMEOUT = 5.0  # seconds for the last settlements
+CANCEL_PAUSE = 0.2  # seconds until a task that missed its cancellation is cancelled again
+MAX_STUCK = 20_000  # unsent settlements above which nothing is fetched
 
 log = structlog.get_logger()
 
@@ -47,14 +47,14 @@ class JetStreamOutbox:
         retry_max_delay: float,
         settled: Callable[[str, Refusal | None], None],
     ) -> None:
-        """Make it on the event loop that will use it; `start` connects.
+        """Create it on the event loop that uses it; `start` connects.
 
         Args:
-            access: where NATS is.
-            plan: what the streams shall be.
-            clock: tells when events are queued and tried; due times are NATS' own matter.
-            retry_max_delay: seconds; no event waits longer than that between tries.
-            settled: told of deliveries, by other replicas, that callers of this one wait for.
+            access: to NATS.
+            plan: the wanted configuration of the streams.
+            clock: for the times of queueing and attempts; due times are by NATS' own clock.
+            retry_max_delay: maximum seconds between two attempts.
+            settled: called with deliveries by other replicas that callers of this one wait for.
 
         Raises:
             OutboxUnusableError: a TLS file cannot be used.
@@ -63,13 +63,13 @@ class JetStreamOutbox:
         self._plan = plan
         self._retry_max_delay = retry_max_delay
         self._settled = settled
-        self._connection = Connection(access, lost=self._lose)
+        self._connection = Connection(access, lost=self._connection_lost)
         self._publisher = Publisher(self._connection)
         self._leases = Leases(
             self._connection, self._publisher, letters_subject=plan.letters_subject, gone=self._note_gone
         )
-        self._puller = Puller(self._connection, self._hear)
-        self._waiting_pull = WaitingPull(self._connection, self._hear_waiting_pull)
+        self._puller = Puller(self._connection, self._receive)
+        self._waiting_pull = WaitingPull(self._connection, self._receive_waiting_pull)
         self._letters = DeadLetterStream(self._connection, self._publisher, plan)
         self.dead_letters = JetStreamDeadLetters(
             self._letters,
@@ -77,18 +77,18 @@ class JetStreamOutbox:
             changed=self._note_dead_letters_changed,
             now=self._now,
         )
-        self._adopted: Adopted | None = None
+        self._limits: Limits | None = None
         self._state = StreamState()
-        self._room = Capacity(Bounds(), clock, lambda: 0)
-        self._putting = [0, 0]  # events and bytes that are being put
-        self._refused_until = float("-inf")  # seconds, steady
+        self._capacity = Capacity(Bounds(), clock, lambda: 0)
+        self._putting = [0, 0]  # events and bytes being put
+        self._refused_until = float("-inf")  # seconds, by the steady clock
         self._refused: Callable[[float], OutboxUnavailableError] | None = None
         self._problem: str | None = None
         self._over: str | None = None
         self._silent = 0
         self._fetched: deque[Stored] = deque()
         self._fetched_at = 0.0
-        self._is_pendingry = False
+        self._wants_more = False
         self._arrived: list[Callable[[], None]] = []
         self._waiters = CapacityWaiters(self.full)
         self._is_ready = asyncio.Event()
@@ -96,17 +96,17 @@ class JetStreamOutbox:
         self.commits = 0
         """Puts that the stream acknowledged, since start."""
         self.committed_events = 0
-        """Events that those stored."""
+        """Events that these puts stored."""
         self.evictions = 0
-        """JetStream does not tell of message_ids that it forgets."""
+        """Always 0: JetStream does not report the message_ids that it forgets."""
 
-    # -- the beginning
+    # -- start
 
     async def start(self, patience: float) -> None:
-        """Connect, and wait for that for some seconds; then it goes on by itself, and is full until it is there.
+        """Connect, and return after at most `patience` seconds; until NATS is reached, `full` returns an error.
 
         Raises:
-            OutboxUnusableError: the streams will not do.
+            OutboxUnusableError: the streams cannot be used.
         """
         inbox = INBOX + token_hex(11)
         self._leases.answer_to = f"{inbox}.answer"
@@ -114,8 +114,8 @@ class JetStreamOutbox:
         await self._puller.start(f"{inbox}.fetched")
         await self._waiting_pull.listen(f"{inbox}.waiting")
         await self._letters.puller.start(f"{inbox}.letters")
-        await self._connection.subscribe(self._leases.answer_to, self._hear_answer)
-        loops: tuple[Coroutine[Any, Any, None], ...] = (self._connection.run(), self._leases.run(), self._mind())
+        await self._connection.subscribe(self._leases.answer_to, self._receive_report)
+        loops: tuple[Coroutine[Any, Any, None], ...] = (self._connection.run(), self._leases.run(), self._monitor())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         ready = asyncio.create_task(self._is_ready.wait())
         done, _ = await asyncio.wait({ready, *self._tasks}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -123,26 +123,26 @@ class JetStreamOutbox:
         for task in done - {ready}:
             task.result()
         if not done:
-            log.warning("the outbox is not there yet; events are refused until it is", why=self.unreachable())
+            log.warning("outbox not reachable yet; rejecting events until it is", why=self.unreachable())
 
     async def watch(self) -> None:
-        """Return never, but raise what ends it.
+        """Never return, but raise the error that ends it. See OpenOutbox.watch.
 
         Raises:
-            OutboxUnusableError: the streams, once they could be looked at, will not do.
+            OutboxUnusableError: the streams, once they could be inspected, cannot be used.
         """
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
-    async def _mind(self) -> None:
-        """Keep what is known of the streams true, and what is leased ours."""
+    async def _monitor(self) -> None:
+        """Refresh the state of the streams and extend the leases, until cancelled."""
         while True:
             try:
                 await self._connection.up()
-                if self._adopted is None:
-                    await self._adopt()
-                await self._look()
+                if self._limits is None:
+                    await self._ensure()
+                await self._refresh()
                 await self._keep()
                 self._problem, self._silent = None, 0
             except OutboxUnavailableError as error:
@@ -150,51 +150,51 @@ class JetStreamOutbox:
             else:
                 if not self._is_ready.is_set():
                     self._is_ready.set()
-                    self._tell_arrived()
-            await asyncio.sleep(LOOK_INTERVAL)
+                    self._notify_arrived()
+            await asyncio.sleep(REFRESH_INTERVAL)
 
-    async def _adopt(self) -> None:
-        self._adopted = await ensure(self._connection, self._plan)
-        self._room = Capacity(Bounds(self._adopted.events, self._adopted.bytes), self._clock, lambda: 0)
+    async def _ensure(self) -> None:
+        self._limits = await ensure(self._connection, self._plan)
+        self._capacity = Capacity(Bounds(self._limits.events, self._limits.bytes), self._clock, lambda: 0)
 
     async def _note_problem(self, error: OutboxUnavailableError) -> None:
-        problem = f"the outbox cannot be looked at: {error}"
+        problem = f"the state of the outbox cannot be read: {error}"
         if isinstance(error, JetStreamError) and error.code == NOT_FOUND:
-            problem = f"the streams of the outbox are gone from NATS: {error}"
-            self._adopted = None  # they are made anew
+            problem = f"the streams of the outbox no longer exist: {error}"
+            self._limits = None  # they are created again
         elif self._connection.problem is None:
             self._silent += 1
             if self._silent % MAX_SILENT == 0:
-                await self._connection.renew()
+                await self._connection.reconnect()
         if problem != self._problem and self._connection.problem is None:
-            log.warning("the outbox is not usable now", why=problem)
+            log.warning("outbox unavailable", why=problem)
         self._problem = problem
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         """Read the state of the streams."""
-        before, held = self._state, self._state.events  # which goes on counting meanwhile
+        before, held = self._state, self._state.events  # which other tasks change meanwhile
         self._state = state = await read_state(self._connection, self._plan, before)
-        if before.made_at not in {"", state.made_at}:
-            self._leases.forget()
-        self._room.note_drained(max(0, held - state.events))
+        if before.created_at not in {"", state.created_at}:
+            self._leases.discard_all()
+        self._capacity.note_drained(max(0, held - state.events))
         self._waiters.notify()
 
     async def _keep(self) -> None:
-        """Keep leases, but not those of events that nobody here wants."""
-        assert self._adopted is not None
-        await self._leases.touch(self._adopted.ack_wait)
+        """Extend the leases, and release those of events that nobody has fetched for a while."""
+        assert self._limits is not None
+        await self._leases.extend(self._limits.ack_wait)
         if self._fetched and asyncio.get_running_loop().time() - self._fetched_at > MAX_HELD:
-            self._is_pendingry = False
+            self._wants_more = False
             while self._fetched:
                 self.nak(self._fetched.popleft(), 0.0, attempted=False)
         await self._start_waiting_pull()
 
-    def _lose(self) -> None:
-        """Nobody waits any more for what would have come over the connection that is gone."""
-        self._publisher.lose()
-        self._puller.lose()
-        self._letters.puller.lose()
-        self._waiting_pull.lose()
+    def _connection_lost(self) -> None:
+        """End everything that waits for a response over the connection that is gone."""
+        self._publisher.connection_lost()
+        self._puller.connection_lost()
+        self._letters.puller.connection_lost()
+        self._waiting_pull.connection_lost()
 
     # -- the verbs
 
@@ -221,25 +221,25 @@ class JetStreamOutbox:
         self.committed_events += sum(new)
         self._state.events += sum(new)
         self._state.bytes += sum(len(entry.payload) for entry, is_new in zip(once, new, strict=True) if is_new)
-        self._tell_arrived()
+        self._notify_arrived()
         is_new = dict(zip((entry.message_id for entry in once), new, strict=True))
         return [first[entry.message_id] == index and is_new[entry.message_id] for index, entry in enumerate(entries)]
 
     async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
         """Lease events. See Queue.fetch."""
-        if self._over is not None or self._adopted is None or self._leases.unsettled > MAX_STUCK:
+        if self._over is not None or self._limits is None or self._leases.unsettled > MAX_STUCK:
             return []
         events: list[Stored] = []
         with contextlib.suppress(OutboxUnavailableError):  # a lost connection is reported elsewhere
             events += await self._fetch(limit)
             if early and len(events) < limit and await self._leases.recall(limit - len(events)):
                 events += await self._fetch(limit - len(events))
-            self._is_pendingry = len(events) < limit
+            self._wants_more = len(events) < limit
             await self._start_waiting_pull()
         return events + self._take(limit - len(events))
 
     async def _fetch(self, limit: int) -> list[Stored]:
-        if self._leases.unsettled:  # one that is put back for at once is to be found
+        if self._leases.unsettled:  # so that an event put back without a delay is found
             await self._leases.flush()
         if len(self._fetched) < limit:
             await self._puller.pull(self._plan.events_stream, CONSUMER, limit - len(self._fetched))
@@ -249,8 +249,8 @@ class JetStreamOutbox:
         return [self._fetched.popleft() for _ in range(min(limit, len(self._fetched)))]
 
     async def _start_waiting_pull(self) -> None:
-        """Have the next event come by itself, where somebody wants more than there was."""
-        if self._is_pendingry and not self._fetched:
+        """Have the next event delivered as soon as it exists, if the last fetch found fewer than it wanted."""
+        if self._wants_more and not self._fetched:
             await self._waiting_pull.start(self._plan.events_stream, CONSUMER)
 
     def ack(self, stored: Stored) -> None:
@@ -258,7 +258,7 @@ class JetStreamOutbox:
         self._leases.ack(stored)
 
     def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle as to be tried again. See Queue.nak."""
+        """Settle for redelivery. See Queue.nak."""
         self._leases.nak(stored, min(delay, self._retry_max_delay), now=self._now(), attempted=attempted)
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
@@ -266,37 +266,37 @@ class JetStreamOutbox:
         self._leases.term(stored, refusal, Message(stored.payload, letter_headers(stored, refusal, self._now())))
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called when something may be fetched. See Queue.subscribe."""
+        """Have `arrived` called when an event may be fetched. See Queue.subscribe."""
         self._arrived.append(arrived)
 
     def next_due(self) -> None:
-        """JetStream delivers what was put back when it is due, and `arrived` is called then."""
+        """Return None: JetStream redelivers events when they are due, and `arrived` is called then."""
 
     def stats(self) -> Stats:
-        """What is held. See Queue.stats."""
+        """Return the counts. See Queue.stats."""
         state = self._state
         letters = state.dead_letters + self._leases.coming_letters
         return Stats(max(0, state.events), max(0, state.bytes), state.oldest_at, letters)
 
-    # -- what comes
+    # -- receiving
 
-    def _hear(self, received: Received) -> None:
+    def _receive(self, received: Received) -> None:
         stored = self._leases.take(received)
         if stored is not None:
             self._fetched.append(stored)
             self._fetched_at = asyncio.get_running_loop().time()
 
-    def _hear_waiting_pull(self, received: Received) -> None:
-        self._hear(received)
-        self._tell_arrived()
+    def _receive_waiting_pull(self, received: Received) -> None:
+        self._receive(received)
+        self._notify_arrived()
 
-    async def _hear_answer(self, received: Received) -> None:
+    async def _receive_report(self, received: Received) -> None:
         try:
-            self._settled(*read_answer(received.data))
+            self._settled(*parse_report(received.data))
         except ValueError:
-            log.warning("what a replica tells of a delivery cannot be read; are all of one version?")
+            log.warning("unreadable delivery report from a replica; do all run one version?")
 
-    def _tell_arrived(self) -> None:
+    def _notify_arrived(self) -> None:
         for arrived in self._arrived:
             arrived()
 
@@ -304,23 +304,23 @@ class JetStreamOutbox:
         self._state.events -= len(gone)
         self._state.bytes -= sum(len(settlement.lease.stored.payload) for settlement in gone)
         self._state.dead_letters += sum(settlement.refusal is not None for settlement in gone)
-        self._room.note_drained(len(gone))
+        self._capacity.note_drained(len(gone))
         self._waiters.notify()
 
     async def _note_dead_letters_changed(self) -> None:
-        """Have a relay that paused for want of capacity for dead letters, or that has new events, look again."""
-        await self._look()
-        self._tell_arrived()
+        """Wake a relay that is paused at the bound of dead letters, or that has new events."""
+        await self._refresh()
+        self._notify_arrived()
 
     # -- bounds
 
     def unreachable(self) -> str | None:
-        """Why the streams cannot be used now, in words; None while they can, be they full or not."""
+        """Return the reason why the streams cannot be used now. See OpenOutbox.unreachable."""
         if self._over is not None:
             return self._over
         if (problem := self._connection.problem or self._problem) is not None:
             return problem
-        return None if self._adopted is not None else "the streams of the outbox were not looked at yet"
+        return None if self._limits is not None else "the streams of the outbox were not checked yet"
 
     def full(self) -> OutboxUnavailableError | None:
         """Return the error that put would raise. See Sink.full."""
@@ -329,12 +329,12 @@ class JetStreamOutbox:
         if (problem := self.unreachable()) is not None:
             return OutboxUnavailableError(problem, DELAY)
         if self._refused is not None and self._clock.steady() < self._refused_until:
-            return self._refused(self._room.retry_after(self._state.events))
+            return self._refused(self._capacity.retry_after(self._state.events))
         events, size = self._putting
-        return self._room.full(self._state.events + events, self._state.bytes + size)
+        return self._capacity.full(self._state.events + events, self._state.bytes + size)
 
     def broken(self) -> None:
-        """A loop that ends, ends the server; see `watch`. What befalls NATS passes."""
+        """Return None: a task that ends, ends the server (see `watch`), and failures of NATS pass."""
 
     async def has_room(self) -> None:
         """Return once put would not be refused. See Sink.has_room."""
@@ -345,32 +345,34 @@ class JetStreamOutbox:
             raise error
 
     def _note_refused(self, error: OutboxUnavailableError) -> None:
-        """Leave the stream alone for a moment: it would refuse further events as well."""
+        """Stop putting for a moment: the stream would refuse further events as well."""
         self._refused = repeat(error)
         self._refused_until = self._clock.steady() + REFUSED_PAUSE
 
-    # -- the end
+    # -- end
 
     async def flush(self) -> None:
-        """Return once all that was settled before is, and what is known of the streams is true."""
+        """Return once every settlement made before is confirmed, and the state of the streams is read."""
         if self._over is not None:
             raise OutboxClosedError(self._over, DELAY)
         await self._leases.flush()
-        await self._look()
+        await self._refresh()
 
     async def close(self) -> None:
-        """Flush, give back what is leased, and disconnect."""
+        """Flush, release the leases, and disconnect."""
         if self._over is not None:
             return
         self._over = "the outbox is closed"
         if self.is_connected:
-            with contextlib.suppress(OutboxUnavailableError, TimeoutError):  # else others get it when the leases end
+            with contextlib.suppress(
+                OutboxUnavailableError, TimeoutError
+            ):  # otherwise others get the events when the leases end
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self._waiting_pull.stop()
                     await self._leases.flush()
-                    await self._leases.give_back()
+                    await self._leases.release_all()
         running = set(self._tasks)
-        while running:  # asyncio.wait_for, which the client uses, may lose a cancellation before Python 3.12
+        while running:  # before Python 3.12 asyncio.wait_for, which the client uses, may lose a cancellation
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_PAUSE)
@@ -378,7 +380,7 @@ class JetStreamOutbox:
 
     @property
     def is_connected(self) -> bool:
-        """Whether NATS is reached now."""
+        """True while connected to NATS."""
         return self._connection.problem is None
 
     def _now(self) -> int:

@@ -1,21 +1,21 @@
-"""Events that this process put back into a JetStream for later, as far as it remembers them.
+"""Events that this process put back into a JetStream for redelivery.
 
-JetStream itself waits for their time and gives them to whoever fetches then. What is remembered here is what it does
-not keep: how often an event was tried and since when, and the way to have it back before its time.
+JetStream itself schedules the redelivery, to any process that fetches then. Remembered here are the values that it does
+not keep: the attempts, the time of the first one, and the reply subject by which to request an event early.
 """
 
 import heapq
 from typing import NamedTuple
 
-MAX_REMEMBERED = 10_000  # events; of one that is forgotten JetStream's own count of deliveries is taken
-SAFE_LEAD = 1.0  # seconds before its time until which an event is surely nobody else's
+MAX_REMEMBERED = 10_000  # events; for a forgotten one, JetStream's own count of deliveries is used
+SAFE_LEAD = 1.0  # seconds before its due time until which no other process can have an event
 
 
 class Note(NamedTuple):
-    """What is remembered of an event."""
+    """The remembered values of an event."""
 
     reply: str
-    """Where JetStream wants to hear of it."""
+    """The reply subject for its settlement."""
     due_at: float
     """Seconds, steady."""
     attempts: int
@@ -24,14 +24,14 @@ class Note(NamedTuple):
 
 
 class Redeliveries:
-    """The events, by their ids."""
+    """The remembered events, by id."""
 
     def __init__(self) -> None:
         self._notes: dict[int, Note] = {}
         self._by_due: list[tuple[float, int]] = []
 
     def add(self, id_: int, note: Note) -> None:
-        """Remember an event; the one that was put back longest ago may be forgotten for it."""
+        """Remember an event, and forget the oldest one beyond MAX_REMEMBERED."""
         if len(self._notes) >= MAX_REMEMBERED:
             del self._notes[next(iter(self._notes))]
         self._notes[id_] = note
@@ -41,13 +41,13 @@ class Redeliveries:
             heapq.heapify(self._by_due)
 
     def take(self, id_: int) -> Note | None:
-        """What is remembered of an event that was delivered to us again."""
+        """Remove and return the note of an event that was delivered to this process again; None if there is none."""
         return self._notes.pop(id_, None)
 
     def recall(self, limit: int, now: float) -> list[str]:
-        """Where to ask for up to `limit` events before their time, the first due first; each is told once.
+        """Return the reply subjects of up to `limit` events to request early, first due first; each is returned once.
 
-        One whose time is near is left to come by itself: asked for after another process got it, it would come twice.
+        An event that is nearly due is left out: requested after another process got it, it would be delivered twice.
         """
         replies: list[str] = []
         while self._by_due and len(replies) < limit:

@@ -1,8 +1,8 @@
-"""The SQLite file under the outbox: every statement.
+"""The SQLite file of the outbox: the statements on events, on the duplicate window and on the counters.
 
-All of it runs on one thread over one connection, and is synchronous. Statements carry many rows each, because Python
-lets go of the interpreter lock and fights for it again at every step of a statement: one INSERT of 64 rows costs one
-such fight, executemany 64.
+Everything is synchronous and runs on one thread over one connection. Each statement has many rows, because Python
+releases the interpreter lock and acquires it again at every step of a statement: one INSERT of 64 rows acquires it
+once, executemany 64 times.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.opening import damaged, open_database, take_lock
 
 DIGEST_SIZE = 16  # bytes
-CHUNKS = (128, 16, 1)  # rows a statement
-MIN_PRUNE = 256  # ids pruned from the window in one transaction, at least
+CHUNKS = (128, 16, 1)  # rows per statement
+MIN_PRUNE = 256  # ids that may be pruned from the window in any transaction
 
 
 def chunked(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Cut rows into runs whose lengths are among CHUNKS, so that few statements are ever prepared."""
+    """Split rows into runs whose lengths are among CHUNKS, so that few statements are ever prepared."""
     start = 0
     for size in CHUNKS:
         while len(rows) - start >= size:
@@ -52,24 +52,24 @@ STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attem
 
 
 class Database:
-    """An open outbox file, held by this process alone."""
+    """An open outbox file, locked by this process."""
 
     def __init__(self, path: Path, *, window: float, window_ids: int) -> None:
-        """Open the file, making it if it is not there.
+        """Open the file, creating it if it does not exist.
 
         Args:
             path: the database file; its folder must exist.
             window: seconds for which a message_id is remembered.
-            window_ids: how many message_ids are remembered at most.
+            window_ids: maximum number of message_ids remembered.
 
         Raises:
-            OutboxUnusableError: held by another server, not ours, damaged, or not to be opened.
+            OutboxUnusableError: the file is held by another server, foreign, damaged, or cannot be opened.
         """
         self._window = round(window * 1000)
         self._window_ids = window_ids
         self.evictions = 0
-        """message_ids forgotten for want of room in the window."""
-        self._evicting = 0  # the same, of the transaction under way
+        """message_ids forgotten to keep the window within its count."""
+        self._evicting = 0  # the same, of the current transaction
         self._lock = take_lock(path)
         try:
             self._connection = open_database(path)
@@ -86,11 +86,11 @@ class Database:
             raise
         self.dead_letters = DeadLetterTable(self._connection, self._requeue)
         self.cursor = 0
-        """What is above it was not leased yet; up to it, new events were leased."""
+        """The highest id of a new event that was leased; new events with higher ids were not."""
         self._leased: set[int] = set()
 
     def close(self) -> None:
-        """Close the file; the log is folded into it."""
+        """Close the file, which checkpoints the write-ahead log into it."""
         self._connection.close()
         os.close(self._lock)
 
@@ -98,7 +98,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Counts]:
-        """Run the body in one transaction, fsynced at its end. The body adds what it changes to the Counts yielded.
+        """Run the body in one transaction, fsynced at its end. The body adds its changes to the Counts yielded.
 
         Raises:
             OutboxFullError: the disk is full; nothing of the transaction is stored.
@@ -125,15 +125,15 @@ class Database:
         self.counts += change
 
     def touch(self) -> None:
-        """Change nothing, but have the disk written to. Within a transaction.
+        """Write to the disk without changing anything. Within a transaction.
 
-        Two statements, because SQLite leaves out a write that would leave a row as it was.
+        Two statements, because SQLite skips an update that leaves a row unchanged.
         """
         self._connection.execute("UPDATE counter SET seen = seen + 1")
         self._connection.execute("UPDATE counter SET seen = seen - 1")
 
     def put(self, entries: Sequence[Entry], now: int, change: Counts) -> list[int]:
-        """Store entries; returns one id an entry, 0 for a duplicate. Within a transaction."""
+        """Store entries; return one id per entry, 0 for a duplicate. Within a transaction."""
         first = self._next_id
         self._next_id += len(entries)
         rows = [
@@ -174,7 +174,7 @@ class Database:
         change.bytes -= sum(len(event.payload) for event in stored)
 
     def nak(self, stored: Stored, due_at: int, now: int, *, attempted: bool) -> None:
-        """Put an event back for later. Within a transaction."""
+        """Schedule an event for redelivery at `due_at`, in milliseconds. Within a transaction."""
         self._connection.execute(
             "UPDATE event SET due_at = ?, attempts = attempts + ?,"
             " first_attempt_at = coalesce(first_attempt_at, ?) WHERE id = ?",
@@ -182,31 +182,31 @@ class Database:
         )
 
     def term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
-        """Make an event a dead letter. Within a transaction."""
+        """Turn an event into a dead letter. Within a transaction."""
         self.dead_letters.add(stored, refusal, now)
         self.ack([stored], change)
         change.dead_letters += 1
 
     def release(self, settled: Iterable[Stored]) -> None:
-        """End the leases of events whose settlement is committed."""
+        """Drop the leases of events whose settlement is committed."""
         self._leased.difference_update([event.id for event in settled])
 
     # -- reading
 
     def fetch(self, limit: int, now: int, latest: int) -> list[Stored]:
-        """Lease up to `limit` events: first such as a nak made wait until now, then new ones, oldest first.
+        """Lease up to `limit` events: first those whose redelivery is due, then new ones, oldest first.
 
         Args:
-            limit: how many at most.
-            now: milliseconds; events due until then are due.
-            latest: milliseconds; a due time after that cannot be right (the clock was set back) and counts as due.
+            limit: maximum number of events.
+            now: milliseconds; events with a due time up to this are due.
+            latest: milliseconds; a later due time must be wrong (the clock was set back) and counts as due.
         """
         events = self._fetch_due(limit, "due_at <= ?", now)
         events += self._fetch_due(limit - len(events), "due_at > ?", latest)
         return events + self._fetch_new(limit - len(events))
 
     def fetch_early(self, limit: int) -> list[Stored]:
-        """Lease up to `limit` events, due or not: first new ones, then those that were tried longest ago."""
+        """Lease up to `limit` events, due or not: first new ones, then those whose redelivery is due first."""
         events = self._fetch_new(limit)
         return events + self._fetch_due(limit - len(events), "due_at > ?", 0)
 
@@ -221,9 +221,9 @@ class Database:
         return self._lease([row for row in rows if row[0] not in leased][:limit])
 
     def _fetch_new(self, limit: int) -> list[Stored]:
-        """New events lie behind a cursor, so that what was leased before is never read again.
+        """Lease new events, which have ids above the cursor, so that events leased before are not read again.
 
-        At the end it moves behind every id there is, so that what was put back is not searched again and again either.
+        At the end the cursor moves to the highest id, so that events that await redelivery are not scanned each time.
         """
         rows = self._connection.execute(
             f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
@@ -241,18 +241,18 @@ class Database:
         return events
 
     def next_due(self) -> int | None:
-        """Milliseconds since the epoch at which the first waiting event that is not leased is due."""
+        """Return the earliest due time of the events that await redelivery, in milliseconds; None if there is none."""
         rows = self._connection.execute(
             "SELECT id, due_at FROM event WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?", (len(self._leased) + 1,)
         )
         return next((due_at for id_, due_at in rows if id_ not in self._leased), None)
 
     def reusable(self) -> int:
-        """Bytes of the file that are free to be written again: it grows no smaller when events leave it."""
+        """Return the bytes of the file that can be reused; the file does not shrink when events leave it."""
         return int(self._one("PRAGMA freelist_count")[0]) * self._page_size
 
     def oldest_at(self) -> int | None:
-        """When the oldest waiting event was accepted, in milliseconds since the epoch."""
+        """Return the acceptance time of the oldest pending event, in milliseconds since the epoch; None if empty."""
         row = self._connection.execute("SELECT accepted_at FROM event ORDER BY id LIMIT 1").fetchone()
         return row and int(row[0])
 
@@ -267,9 +267,9 @@ class Database:
     # -- the duplicate window
 
     def _prune(self, change: Counts, inserted: int, horizon: int) -> None:
-        """Forget ids beyond the window's count, and some of those beyond its time, oldest first.
+        """Delete ids beyond the window's count, and some of those beyond its time, oldest first.
 
-        Twice what was inserted, so that the window shrinks to its bound however far it is over, without a pause.
+        Up to twice as many as were inserted, so that an oversized window shrinks to its bound without a pause.
         """
         most = max(2 * inserted, MIN_PRUNE)
         excess = self.counts.seen + change.seen - self._window_ids

@@ -1,4 +1,4 @@
-"""The dead letters of an outbox file: the statements on their table, and the DeadLetters that the server is given."""
+"""The dead letters of an outbox file: the statements on their table, and the DeadLetters of the server."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence

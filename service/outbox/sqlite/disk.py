@@ -1,4 +1,4 @@
-"""Errors of the disk under an outbox file: a disk that is full, or one that refuses writes for another reason."""
+"""Errors of the disk of an outbox file: a full disk or quota, and every other refusal."""
 
 import contextlib
 import errno

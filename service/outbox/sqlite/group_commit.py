@@ -1,4 +1,4 @@
-"""One turn of the outbox's writer, and the counts that it changes."""
+"""A group commit: the work of one turn of the outbox's writer, and the counts that it changes."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from service.outbox.base import Entry, Refusal, Stored
 
 @dataclass(slots=True)
 class Counts:
-    """The counter row, or what a transaction adds to it."""
+    """The counter row, or the changes that a transaction makes to it."""
 
     events: int
     bytes: int
@@ -19,7 +19,7 @@ class Counts:
     dead_letters: int
 
     def __add__(self, change: "Counts") -> "Counts":
-        """What is held once a transaction has changed it."""
+        """Apply the changes of a transaction."""
         return Counts(
             self.events + change.events,
             self.bytes + change.bytes,
@@ -30,7 +30,7 @@ class Counts:
 
 @dataclass(slots=True)
 class GroupCommit:
-    """What one turn does: settle, put and call in one transaction, then read."""
+    """Work done together: settle, put and call in one transaction, then read."""
 
     puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
     put_events: int = 0
@@ -41,34 +41,34 @@ class GroupCommit:
     calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
     reads: list[tuple[Callable[[], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
     done: list[tuple["asyncio.Future[Any]", Any]] = field(default_factory=list)
-    """Its outcome: a result or an exception for each future."""
+    """The outcome: a result or an exception for each future."""
     new: list[Stored] = field(default_factory=list)
-    """Events that it put, for the tail."""
+    """Events that it put, for the TailCache."""
     is_trial: bool = False
-    """Whether it writes for no other reason than to see whether the disk takes it."""
+    """True to write even if there is nothing to write, to find out whether the disk accepts writes."""
     retries: bool = False
-    """Whether it settles what a round before could not write."""
+    """True if it includes settlements that an earlier group commit could not write."""
     refused: OutboxUnavailableError | None = None
-    """The error with which the disk refused it, settlements possibly excepted."""
+    """The error with which the disk refused it; its settlements may have been written on their own."""
     stuck: bool = False
-    """Whether its settlements could not be written, and are to be tried again."""
+    """True if its settlements could not be written and must be retried."""
 
     def put(self, entries: Sequence[Entry], future: "asyncio.Future[list[bool]]") -> None:
-        """Have it put events."""
+        """Add events to be put; `future` receives the result."""
         self.puts.append((entries, future))
         self.put_events += len(entries)
         self.put_bytes += sum(len(entry.payload) for entry in entries)
 
     def settlements(self) -> int:
-        """How many events it settles."""
+        """Return the number of events that it settles."""
         return len(self.acks) + len(self.naks) + len(self.terms)
 
-    def proves_the_disk(self) -> bool:
-        """Whether its success says that the disk takes new events again, which settlements need not say."""
+    def proves_disk_writable(self) -> bool:
+        """Return True if its success proves that the disk takes new events, which mere settlements do not prove."""
         return self.refused is None and not self.stuck and bool(self.is_trial or self.retries or self.puts)
 
     def fail(self, error: Exception) -> None:
-        """Tell everybody who waits for it that it does not come; on the event loop."""
+        """Fail every future with an error. Called on the event loop."""
         futures: list[asyncio.Future[Any]] = [future for _, future in (*self.puts, *self.calls, *self.reads)]
         for future in futures:
             if not future.done():

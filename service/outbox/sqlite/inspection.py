@@ -1,4 +1,4 @@
-"""A look into the SQLite file of an outbox, beside a server that has it open or without one."""
+"""Inspects the SQLite file of an outbox, read-only, also while a server has it open."""
 
 import contextlib
 import sqlite3
@@ -13,21 +13,21 @@ MAX_REASONS = 5
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an outbox file holds."""
+    """The content of an outbox file."""
 
     problems: tuple[str, ...]
-    """What SQLite's integrity check complains of."""
+    """Findings of SQLite's integrity check."""
     events: int
     bytes: int
     oldest: tuple[int, int] | None
-    """Of the oldest waiting event: when it was accepted, in milliseconds since the epoch, and its attempts."""
+    """Acceptance time, in milliseconds since the epoch, and attempts of the oldest pending event."""
     dead_letters: int
     reasons: tuple[tuple[str, int], ...]
-    """The commonest reasons of dead letters, and how many have each."""
+    """The commonest reasons of dead letters, with their counts."""
 
 
-def look(path: Path) -> Inspection:
-    """Look into a file; nothing in it changes.
+def inspect_file(path: Path) -> Inspection:
+    """Inspect a file; nothing in it changes.
 
     Raises:
         OutboxUnusableError: it cannot be read.

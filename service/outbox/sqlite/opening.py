@@ -1,4 +1,4 @@
-"""Opening the SQLite file under the outbox, so that nothing is shared by accident and nothing foreign is touched."""
+"""Opens and locks the SQLite file of the outbox, and creates or migrates its schema. Refuses a foreign file."""
 
 import contextlib
 import fcntl
@@ -11,21 +11,24 @@ from service.errors import OutboxUnusableError
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
 SCHEMA_VERSION = 3
-OLDEST_VERSION = 1  # from which schema_N.sql leads to version N, step by step
+OLDEST_VERSION = 1  # each schema_N.sql migrates from version N - 1
 CACHE_SIZE = 16  # MiB of pages
 CHECKPOINT_PAGES = 4000  # 16 MiB of log; fewer checkpoints write a hot page fewer times
 
 
 def take_lock(path: Path) -> int:
-    """Take the lock beside the file, because SQLite itself would let two servers in; returns its descriptor.
+    """Lock the outbox, as SQLite itself would let two servers in; return the descriptor of the lock file.
 
-    The lock is on a file of its own, because closing any descriptor of the database file would drop SQLite's locks.
+    The lock is on a separate file, because closing any descriptor of the database file would drop SQLite's locks.
+
+    Raises:
+        OutboxUnusableError: another server holds the lock, or the lock file cannot be created.
     """
     name = path.with_name(path.name + ".lock")
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        message = f"outbox {path}: cannot make {name}: {error.strerror}; the folder must exist and be writable"
+        message = f"outbox {path}: cannot create {name}: {error.strerror}; the folder must exist and be writable"
         raise OutboxUnusableError(message) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,13 +46,13 @@ def take_lock(path: Path) -> int:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the file, making it if it is not there.
+    """Open the file, creating it if it does not exist.
 
     Raises:
-        OutboxUnusableError: not ours, damaged, of a newer version, or not to be opened.
+        OutboxUnusableError: the file is foreign, damaged, of a newer version, or cannot be opened.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # readable by its owner alone
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # readable by its owner only
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     except (OSError, sqlite3.Error) as error:
         message = f"outbox {path}: cannot be opened: {error}; it must be a file that this user can read and write"
@@ -76,18 +79,18 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def damaged(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
-    """What to say of a file that SQLite cannot make sense of."""
+    """Return the error for a file that SQLite cannot read."""
     return OutboxUnusableError(
         f"outbox {path}: {error}; it is damaged or not an outbox. Move it away together with its -wal file"
-        " (docs/runbook.md says how to save its events), or set POINTILLIST_OUTBOX_URL to another file"
+        " (docs/runbook.md describes how to save its events), or set POINTILLIST_OUTBOX_URL to another file"
     )
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """Open the file for a look, beside a server that has it open.
+    """Open the file read-only, also while a server has it open.
 
     Raises:
-        OutboxUnusableError: not ours, damaged, of a newer version, or not to be opened.
+        OutboxUnusableError: the file is foreign, damaged, of another version, or cannot be opened.
     """
     with contextlib.ExitStack() as on_failure:
         try:
@@ -98,13 +101,13 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         except sqlite3.Error as error:
             raise OutboxUnusableError(f"outbox {path}: {error}; it is damaged, or not an outbox") from error
         if version != SCHEMA_VERSION:
-            raise OutboxUnusableError(f"outbox {path}: of an earlier version; the next start of serve brings it up")
+            raise OutboxUnusableError(f"outbox {path}: of an earlier version; the next start of serve migrates it")
         on_failure.pop_all()
     return connection
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database that is not ours or from the future; a new, empty one is fine."""
+    """Refuse a foreign database and one of a newer version; a new, empty one is accepted."""
     application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     tables: int = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if tables == 0 and application in {0, APPLICATION_ID}:
@@ -114,14 +117,14 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise OutboxUnusableError(message)
     if version > SCHEMA_VERSION:
         message = (
-            f"outbox {path}: made by a newer version (schema {version}, this one knows {SCHEMA_VERSION});"
+            f"outbox {path}: written by a newer version (schema {version}; this one supports up to {SCHEMA_VERSION});"
             " run that version, or a newer one"
         )
         raise OutboxUnusableError(message)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema to this version, in one transaction: all of it or nothing."""
+    """Migrate the schema to this version, in one transaction."""
     version = _pragma(connection, "user_version")
     if version == SCHEMA_VERSION:
         return

@@ -1,8 +1,8 @@
 """The outbox on SQLite: one writer thread, and a group commit that many callers share.
 
-While one commit is being fsynced, everything that arrives is gathered; when it ends, all of that goes into the next.
-So a lone caller waits for one fsync, and a thousand callers share one. The event loop hands work over and takes
-results back once a commit, never once an event.
+Work that arrives while one commit is being fsynced is collected and goes into the next. So a single caller waits for
+one fsync, and a thousand callers share one. The event loop and the writer exchange work and results once per commit,
+never once per event.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from service.outbox.sqlite.writer import WRITER_ENDED, Writer
 
 Result = TypeVar("Result")
 
-SETTLE_LINGER = 0.02  # seconds that a commit of nothing but settlements may wait for more of them
-MAX_SETTLE = 1000  # settlements that do not wait any longer
-MAX_STUCK = 20_000  # settlements that could not be written, above which nothing is fetched
+SETTLE_LINGER = 0.02  # seconds that a commit with only settlements waits for more of them
+MAX_SETTLE = 1000  # settlements that are committed without waiting
+MAX_STUCK = 20_000  # unwritten settlements above which nothing is fetched
 
 
 class SqliteOutbox:
@@ -43,16 +43,16 @@ class SqliteOutbox:
         bounds: Bounds,
         disk_free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
-        """Open the file on the calling thread; call on the event loop that will use it.
+        """Open the file, on the calling thread. Called on the event loop that uses the outbox.
 
         Args:
             path: the file.
-            clock: tells due times and ages.
+            clock: for due times and ages.
             window: seconds for which a message_id is remembered.
-            window_ids: how many message_ids are remembered at most.
-            retry_max_delay: seconds; no event waits longer than that between tries, whatever the clock does.
-            bounds: what is refused beyond.
-            disk_free: bytes free in a folder.
+            window_ids: maximum number of message_ids remembered.
+            retry_max_delay: maximum seconds between two attempts, even if the clock is set back.
+            bounds: maximum sizes.
+            disk_free: returns the bytes free in a folder.
 
         Raises:
             OutboxUnusableError: the file cannot be used.
@@ -60,14 +60,14 @@ class SqliteOutbox:
         self._file = Database(path, window=window, window_ids=window_ids)
         self._clock = clock
         folder = path.absolute().parent
-        self._room = Capacity(bounds, clock, lambda: disk_free(folder) + self._reusable())
+        self._capacity = Capacity(bounds, clock, lambda: disk_free(folder) + self._reusable())
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
         self._next = GroupCommit()
         self._writing: GroupCommit | None = None
         self._tail = TailCache()
-        self._due_at = -inf  # milliseconds; the store holds no event that is due before
-        self._counts = self._file.counts  # as of the last round that came back, on the event loop's side
+        self._due_at = -inf  # milliseconds; no event in the file is due before
+        self._counts = self._file.counts  # as of the last finished group commit
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
@@ -81,7 +81,7 @@ class SqliteOutbox:
             now=self._now,
         )
         self._closed = False
-        self._over: str | None = None  # why nothing is done any more, in words
+        self._over: str | None = None  # the reason why the outbox has ended
         self._writer = Writer(
             self._file, self._tail, now=self._now, finished=self._finished, ended=lambda: self._end(WRITER_ENDED)
         )
@@ -114,7 +114,7 @@ class SqliteOutbox:
             return events, inf if due_at is None else min(due_at, latest)
 
         events, due_at = await self._read(read)
-        self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # with what was put back meanwhile
+        self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # including naks of the meantime
         self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit)
         return events
 
@@ -124,7 +124,7 @@ class SqliteOutbox:
         self._schedule(linger=True)
 
     def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle as to be tried again. See Queue.nak."""
+        """Settle for redelivery. See Queue.nak."""
         now = self._now()
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
         self._due_at = min(self._due_at, due_at)
@@ -137,22 +137,22 @@ class SqliteOutbox:
         self._schedule(linger=True)
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
-        """Have `arrived` called when something may be fetched. See Queue.subscribe."""
+        """Have `arrived` called when an event may be fetched. See Queue.subscribe."""
         self._arrived.append(arrived)
 
     def next_due(self) -> float | None:
-        """Seconds until the next event is due. See Queue.next_due."""
+        """Return the seconds until the next event is due. See Queue.next_due."""
         return None if self._due_at == inf or self._over is not None else max(0.0, (self._due_at - self._now()) / 1000)
 
     def stats(self) -> Stats:
-        """What is held. See Queue.stats."""
+        """Return the counts. See Queue.stats."""
         counts = self._counts
         coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
         return Stats(counts.events, counts.bytes, self._writer.oldest_at, counts.dead_letters + coming)
 
     @property
     def evictions(self) -> int:
-        """message_ids that the duplicate window forgot for want of room, since start."""
+        """message_ids that the duplicate window forgot. See OpenOutbox.evictions."""
         return self._file.evictions
 
     @property
@@ -162,7 +162,7 @@ class SqliteOutbox:
 
     @property
     def committed_events(self) -> int:
-        """Events that those put there."""
+        """Events that these transactions put there."""
         return self._writer.committed_events
 
     # -- bounds
@@ -172,15 +172,15 @@ class SqliteOutbox:
         await self._waiters.wait()
 
     def broken(self) -> str | None:
-        """Why nothing works any more. See OpenOutbox.broken."""
+        """Return the reason why only a restart helps. See OpenOutbox.broken."""
         return self._over
 
     def unreachable(self) -> str | None:
-        """Why it cannot be relayed from; a file is there, or nothing works."""
+        """Return the reason of `broken`: a file that was opened is always reachable."""
         return self._over
 
     async def watch(self) -> None:
-        """Return never: nothing ends a file that was opened."""
+        """Never return: nothing ends a file that was opened."""
         await asyncio.Event().wait()
 
     def full(self) -> OutboxUnavailableError | None:
@@ -191,7 +191,7 @@ class SqliteOutbox:
         for queued in (self._next, self._writing):
             if queued is not None:
                 events, size = events + queued.put_events, size + queued.put_bytes
-        return self._room.full(events, size)
+        return self._capacity.full(events, size)
 
     def _refuse_when_full(self) -> None:
         if (error := self.full()) is not None:
@@ -200,7 +200,7 @@ class SqliteOutbox:
     # -- the end
 
     async def flush(self) -> None:
-        """Return once all that was settled before is on disk."""
+        """Return once every settlement made before is on disk. See OpenOutbox.flush."""
         await self._call(lambda _: None)
 
     async def close(self) -> None:
@@ -210,7 +210,7 @@ class SqliteOutbox:
         try:
             await self.flush()
         except OutboxError:
-            pass  # a disk that refuses now repeats some deliveries after the restart, and loses nothing
+            pass  # if the disk refuses now, some deliveries are repeated after the restart, and nothing is lost
         finally:
             self._closed = True
             if self._trial is not None:
@@ -220,14 +220,14 @@ class SqliteOutbox:
             self._file.close()
 
     def _end(self, reason: str) -> None:
-        """Do nothing any more, and let nobody wait for it."""
+        """Stop accepting work, and fail everything that is pending."""
         self._over = self._over or reason
         for unfinished in (self._writing, self._next):
             if unfinished is not None:
                 unfinished.fail(self._ended(self._over))
 
     def _ended(self, reason: str) -> OutboxUnavailableError:
-        """Return the error for everything that is asked of an outbox that is closed, or whose writer has ended."""
+        """Return the error for any use of an outbox that is closed, or whose writer has ended."""
         return (OutboxClosedError if self._closed else OutboxUnavailableError)(reason, DELAY)
 
     # -- between the event loop and the writer
@@ -236,11 +236,15 @@ class SqliteOutbox:
         return round(self._clock.steady() * 1000)
 
     def _reusable(self) -> int:
-        """Bytes of the file that can be used again; an outbox that filled the disk would stay full without them."""
+        """Return the reusable bytes of the file; without them, an outbox that filled the disk would stay full."""
         return self._writer.reusable
 
     def _future(self) -> "asyncio.Future[Result]":
-        """What to wait for, as part of the next round."""
+        """Return a future for the next group commit.
+
+        Raises:
+            OutboxUnavailableError: the outbox has ended.
+        """
         if self._over is not None:
             raise self._ended(self._over)
         return self._loop.create_future()
@@ -258,7 +262,7 @@ class SqliteOutbox:
         return await future
 
     def _schedule(self, *, linger: bool = False) -> None:
-        """See that the next round is handed over: at the end of this turn of the loop, or when it has lingered."""
+        """Hand over the next group commit at the end of this turn of the loop or, with `linger`, a little later."""
         if self._writing is not None:
             return
         if linger and self._next.settlements() < MAX_SETTLE:
@@ -281,15 +285,15 @@ class SqliteOutbox:
         self._writer.hand_over(self._writing)
 
     def _finished(self, done: GroupCommit) -> None:
-        """Take a round back, on the event loop."""
+        """Take the results of a group commit, on the event loop."""
         self._writing = None
         self._counts = self._file.counts
         following = self._next
-        if done.stuck:  # what could not be settled is settled with the next round
+        if done.stuck:  # retry the settlements with the next group commit
             following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms
             following.retries = True
         else:
-            self._room.note_drained(len(done.acks) + len(done.terms))
+            self._capacity.note_drained(len(done.acks) + len(done.terms))
         self._note_disk(done)
         for future, result in done.done:
             if future.done():
@@ -300,33 +304,33 @@ class SqliteOutbox:
                 future.set_result(result)
         for stored in done.new:
             self._tail.append(stored)
-        if done.calls:  # a replay put events into the store that were never in the tail
-            self._tail.forget()
+        if done.calls:  # a replay adds events that were never in the tail
+            self._tail.clear()
         self._waiters.notify()
         if following.puts or following.calls or following.reads or following.is_trial:
             self._schedule()
         elif following.settlements():
             self._schedule(linger=True)
         if done.puts or done.calls:
-            self._tell_arrived()
+            self._notify_arrived()
 
-    def _tell_arrived(self) -> None:
+    def _notify_arrived(self) -> None:
         for arrived in self._arrived:
             arrived()
 
     # -- a disk that refuses
 
     def _note_disk(self, done: GroupCommit) -> None:
-        """While the disk refuses, the outbox tries it, not its callers: each of theirs would fail meanwhile."""
-        if done.proves_the_disk():
-            self._room.note_written()
+        """While the disk refuses writes, have the outbox itself retry, instead of letting each caller fail."""
+        if done.proves_disk_writable():
+            self._capacity.note_written()
         elif done.refused is not None:
-            self._room.note_refused(done.refused)
-        if self._room.is_refused and self._trial is None:
-            self._trial = self._clock.call_later(REFUSED_PAUSE, self._try_disk)
+            self._capacity.note_refused(done.refused)
+        if self._capacity.is_refused and self._trial is None:
+            self._trial = self._clock.call_later(REFUSED_PAUSE, self._retry_disk)
 
-    def _try_disk(self) -> None:
+    def _retry_disk(self) -> None:
         self._trial = None
-        if self._room.is_refused:
+        if self._capacity.is_refused:
             self._next.is_trial = True
             self._schedule()

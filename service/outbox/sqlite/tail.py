@@ -1,4 +1,4 @@
-"""The newest events of an outbox, still in memory, so that a relay that keeps up need not read them back."""
+"""A cache of the newest events, so that a relay that keeps up need not read them back from the file."""
 
 from collections import deque
 
@@ -9,9 +9,10 @@ MAX_BYTES = 8 * 1024 * 1024
 
 
 class TailCache:
-    """While it is whole, it holds every event that was put and not fetched yet; else the store must be read.
+    """A bounded cache of the events that were put and not fetched yet.
 
-    It is bounded: a backlog that outgrows it breaks it, and it is whole again once the store has been read to its end.
+    While `is_whole`, it holds all of them; otherwise the file must be read. A backlog that outgrows the cache empties
+    it, and it is whole again once the file has been read to its end.
     """
 
     def __init__(self) -> None:
@@ -20,29 +21,29 @@ class TailCache:
         self.is_whole = False
 
     def append(self, stored: Stored) -> None:
-        """Note an event that was committed, in the order of their ids."""
+        """Add a committed event. Called in the order of ids."""
         if not self.is_whole:
             return
         self._events.append(stored)
         self._bytes += len(stored.payload)
         if len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
-            self.forget()
+            self.clear()
 
     def take(self, limit: int) -> list[Stored]:
-        """Take up to `limit` events, the oldest first."""
+        """Remove and return up to `limit` events, oldest first."""
         events = self._events
         taken = [events.popleft() for _ in range(min(limit, len(events)))]
         self._bytes -= sum(len(stored.payload) for stored in taken)
         return taken
 
     def read_up_to(self, id_: int, *, to_end: bool) -> None:
-        """Note that the store was read up to an event; `to_end`, that there was nothing behind it."""
+        """Drop the events up to an id, as they were read from the file; `to_end` if there were none after it."""
         while self._events and self._events[0].id <= id_:
             self._bytes -= len(self._events.popleft().payload)
         self.is_whole = self.is_whole or to_end
 
-    def forget(self) -> None:
-        """Have the store read again, because there is something in it that never was here."""
+    def clear(self) -> None:
+        """Empty the cache, because the file holds new events that were never in it."""
         self._events.clear()
         self._bytes = 0
         self.is_whole = False

@@ -1,4 +1,4 @@
-"""The writer of an outbox: one thread that does one round after another on the SQLite file."""
+"""The writer of an outbox: one thread that executes group commits on the SQLite file, one after another."""
 
 import asyncio
 import queue
@@ -16,11 +16,11 @@ from service.outbox.sqlite.tail import TailCache
 
 log = structlog.get_logger()
 
-WRITER_ENDED = "the outbox's writer has ended; only a restart of the server mends that"
+WRITER_ENDED = "the outbox's writer has ended; restart the server"
 
 
 class Writer:
-    """Takes rounds from the event loop and hands them back, done; nothing else touches the file meanwhile."""
+    """Executes group commits for the event loop. Only its thread uses the file."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Writer:
         finished: Callable[[GroupCommit], None],
         ended: Callable[[], None],
     ) -> None:
-        """Start the thread; call on the event loop that will use it.
+        """Start the thread. Called on the event loop that uses the outbox.
 
         Args:
-            file: what is written to.
-            tail: asked whether it wants the events that a round puts; not touched otherwise.
+            file: the outbox file.
+            tail: only read, to find out whether the events of a put are wanted.
             now: milliseconds since the epoch, by the outbox's steady clock.
-            finished: called on the event loop with each round that is done, in their order.
-            ended: called on the event loop should the thread ever die of something unforeseen.
+            finished: called on the event loop with each finished group commit, in order.
+            ended: called on the event loop if the thread dies of an unforeseen error.
         """
         self._file = file
         self._tail = tail
@@ -49,35 +49,35 @@ class Writer:
         self.committed_events = 0
         self.oldest_at = file.oldest_at()
         self.reusable = file.reusable()
-        self._is_blind = False
+        self._is_stale = False
         self._loop = asyncio.get_running_loop()
-        self._rounds: queue.SimpleQueue[GroupCommit | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[GroupCommit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox-writer", daemon=True)
         self._thread.start()
 
     def hand_over(self, work: GroupCommit) -> None:
-        """Have a round done. The one before it has to be back."""
-        self._rounds.put(work)
+        """Queue a group commit. The previous one must be finished."""
+        self._queue.put(work)
 
     async def stop(self) -> None:
-        """Return once the thread has done what it was given and is gone."""
-        self._rounds.put(None)
+        """Finish the queued work and end the thread; return once it has ended."""
+        self._queue.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
 
     # -- on the thread
 
     def _run(self) -> None:
         try:
-            while (work := self._rounds.get()) is not None:
+            while (work := self._queue.get()) is not None:
                 self._do(work)
-                if not self._tell(self._finished, work):
+                if not self._notify(self._finished, work):
                     return
-        except BaseException:  # callers that wait have to hear of it, whatever it is
-            self._tell(self._ended)
-            log.critical("the outbox's writer has ended", exc_info=True)
+        except BaseException:  # whatever it is, waiting callers must be notified
+            self._notify(self._ended)
+            log.critical("outbox writer ended", exc_info=True)
 
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> bool:
-        """Have the event loop call; False where it is closed and nobody waits any more."""
+    def _notify(self, callback: Callable[..., None], *arguments: object) -> bool:
+        """Call back on the event loop; return False if it is closed and nobody waits any more."""
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
@@ -91,29 +91,29 @@ class Writer:
             except OutboxUnavailableError as error:
                 self._refuse(work, error)
             except Exception as error:
-                log.exception("unforeseen error in the outbox's writer")  # which outlives it; the callers hear of it
+                log.exception("unexpected error in outbox writer")  # the callers get it, and the thread continues
                 work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
                 work.stuck = True
         for read, future in work.reads:
             try:
                 work.done.append((future, read()))
-            except Exception as error:  # noqa: BLE001  # it belongs to whoever awaits the future
+            except Exception as error:  # noqa: BLE001  # raised to the caller that awaits the future
                 work.done.append((future, error))
-        self._look()
+        self._refresh()
 
-    def _look(self) -> None:
-        """Read what the bounds and the statistics need; where that fails, what was read before stays."""
+    def _refresh(self) -> None:
+        """Read the values for bounds and statistics; on failure, keep the previous ones."""
         try:
             self.oldest_at, self.reusable = self._file.oldest_at(), self._file.reusable()
         except Exception:
-            if not self._is_blind:  # said once, not with every round
-                log.exception("the outbox's statistics cannot be read; they stand still")
-            self._is_blind = True
+            if not self._is_stale:  # logged once, not with every group commit
+                log.exception("cannot read outbox statistics; using earlier values")
+            self._is_stale = True
         else:
-            self._is_blind = False
+            self._is_stale = False
 
     def _commit(self, work: GroupCommit) -> None:
-        """Do all of a round in one transaction; nothing of it is answered before the fsync."""
+        """Execute a group commit in one transaction; no future is resolved before the fsync."""
         done: list[tuple[asyncio.Future[Any], Any]] = []
         new: list[Stored] = []
         ids: list[int] = []
@@ -136,13 +136,13 @@ class Writer:
             if work.is_trial:
                 self._file.touch()
         work.done += done
-        work.new = new  # not before: what a refused commit rolled back must not be delivered
+        work.new = new  # only now: events of a commit that was rolled back must not be delivered
         self._release(work)
         self.commits += 1
         self.committed_events += len(ids) - ids.count(0)
 
     def _refuse(self, work: GroupCommit, error: OutboxUnavailableError) -> None:
-        """The disk refused the round: tell the callers, and settle at least, which needs less room."""
+        """Fail the callers of a group commit that the disk refused, but try to settle: that needs less space."""
         work.refused = error
         work.done += [(future, error) for _, future in work.puts]
         work.done += [(future, error) for _, future in work.calls]
@@ -151,7 +151,7 @@ class Writer:
                 with self._file.transaction() as change:
                     self._settle(work, change)
                 self._release(work)
-        except Exception:  # noqa: BLE001  # the round that tries them again tells of what is unforeseen
+        except Exception:  # noqa: BLE001  # retried, and reported, with the next group commit
             work.stuck = True
 
     def _release(self, work: GroupCommit) -> None:

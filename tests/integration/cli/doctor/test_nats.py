@@ -84,7 +84,7 @@ def test_streams_that_will_not_do_are_an_error_with_what_differs(nats_server: Na
     make_stream(nats_server, name=f"{prefix}_EVENTS", subjects=[f"{prefix}.events"])
     found = findings(nats_server, prefix)["streams"]
     assert found.grade is Grade.ERROR
-    assert f"{prefix}_EVENTS: retention is limits, and has to be workqueue" in found.text
+    assert f"{prefix}_EVENTS: retention is limits, and must be workqueue" in found.text
 
 
 def test_a_full_outbox_is_an_error(nats_server: NatsServer, prefix: str) -> None:
@@ -132,4 +132,4 @@ async def test_the_command_says_it_all_and_logs_nothing(nats_server: NatsServer,
         },
     )
     assert f"ok      nats: JetStream answers at 127.0.0.1:{nats_server.port}" in ended.out_lines
-    assert "NATS is reached" not in ended.out + ended.err
+    assert "connected to NATS" not in ended.out + ended.err

@@ -132,7 +132,7 @@ async def test_a_credentials_file_gets_in(tmp_path: Path) -> None:
 
 async def test_tls_is_never_given_up_for_a_server_that_has_none(nats_server: NatsServer) -> None:
     url = f"tls://user:password@127.0.0.1:{nats_server.port}"
-    assert await is_refused({"OUTBOX_URL": url}, "the server does not speak TLS, and POINTILLIST_OUTBOX_URL asks")
+    assert await is_refused({"OUTBOX_URL": url}, "the server does not offer TLS, which POINTILLIST_OUTBOX_URL asks for")
 
 
 @pytest.mark.skipif(OPENSSL is None, reason="certificates are made with openssl")
@@ -183,9 +183,9 @@ async def test_a_stream_of_an_operators_own_that_will_not_do_is_refused_with_wha
     async with manager(nats_server) as streams:
         await streams.add_stream(name=f"{prefix}_EVENTS", subjects=[f"{prefix}.events"], storage="memory")
     settings = load_settings({"POINTILLIST_OUTBOX_URL": nats_server.url, "POINTILLIST_NATS_STREAM": prefix})
-    with pytest.raises(OutboxUnusableError, match="retention is limits, and has to be workqueue") as refused:
+    with pytest.raises(OutboxUnusableError, match="retention is limits, and must be workqueue") as refused:
         await open_outbox(settings, CLOCK, lambda *_: None)
-    assert "storage is memory, and has to be file" in str(refused.value)
+    assert "storage is memory, and must be file" in str(refused.value)
     assert "POINTILLIST_NATS_STREAM" in str(refused.value)
 
 

@@ -63,7 +63,7 @@ async def test_a_connection_that_died_is_left_though_not_all_was_sent(tmp_path: 
             await until(lambda: client.pending_data_size > 0)
 
             # when the silence was noticed
-            await outbox._connection.renew()
+            await outbox._connection.reconnect()
 
             # then
             await until(lambda: not outbox.is_connected)

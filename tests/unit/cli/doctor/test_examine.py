@@ -16,7 +16,7 @@ from service.cli.doctor.examine import Finding, Grade, examine
 from service.clock import SystemClock
 from service.config.settings import Settings
 from service.outbox.base import Refusal
-from service.outbox.sqlite.inspection import look
+from service.outbox.sqlite.inspection import inspect_file
 from service.outbox.sqlite.opening import SCHEMA_VERSION
 from tests.support.events import entries, entry
 from tests.support.outboxes import REFUSAL, bury, opened
@@ -378,7 +378,7 @@ def test_a_file_of_an_earlier_version_is_left_to_the_next_start(tmp_path: Path, 
     found = findings(tmp_path, api_url)["outbox"]
 
     # then
-    assert "the next start of serve brings it up" in found.text
+    assert "the next start of serve migrates it" in found.text
     assert contents(tmp_path) == before
 
 
@@ -429,7 +429,7 @@ async def test_a_look_sees_what_a_server_left_that_was_killed(tmp_path: Path) ->
     before = contents(killed)
 
     # when
-    found = look(killed / "outbox.db")
+    found = inspect_file(killed / "outbox.db")
 
     # then
     assert found.events == 50
