@@ -1,4 +1,4 @@
-"""A TCP proxy that a test cuts: what stands between a server and what it needs may fall silent, or break."""
+"""A TCP proxy that a test cuts: a network that falls silent, or breaks connections."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ class CuttableProxy:
     """Forwards each connection to one address, unless it is cut."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Make it; `start` has it listen.
+        """Create it; `start` listens.
 
         Args:
-            host: where it forwards to.
-            port: the same.
+            host: of the target.
+            port: of the target.
         """
         self._target = (host, port)
         self._server: asyncio.Server | None = None
@@ -29,7 +29,7 @@ class CuttableProxy:
         self._flows.set()
         self._refuses = False
         self.port = 0
-        """Where it listens, on 127.0.0.1."""
+        """The port on 127.0.0.1 that it listens on."""
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -37,22 +37,22 @@ class CuttableProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def freeze(self) -> None:
-        """Take what comes and forward nothing, as a network does that drops every packet; connections stay."""
+        """Forward nothing, like a network that drops every packet; connections stay open."""
         self._flows.clear()
 
     def reset(self) -> None:
-        """Break every connection, and each that is made."""
+        """Reset every connection, and each new one."""
         self._refuses = True
         for writer in self._writers:
             _reset(writer)
 
     def heal(self) -> None:
-        """Forward again, what was held back first."""
+        """Forward again, starting with the data that was held back."""
         self._refuses = False
         self._flows.set()
 
     async def stop(self) -> None:
-        """Close it and every connection."""
+        """Close the listener and every connection."""
         assert self._server is not None
         self._server.close()
         for task in self._tasks:
@@ -80,7 +80,7 @@ class CuttableProxy:
             self._tasks.discard(task)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forward one way, until that side ends."""
+        """Forward in one direction until that side closes."""
         self._writers.add(writer)
         try:
             with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ class CuttableProxy:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close a connection so that its other end is told of a reset, and not of an orderly end."""
+    """Close a connection with a reset instead of an orderly end."""
     transport_socket: socket.socket | None = writer.get_extra_info("socket")
     if transport_socket is not None:
         transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -103,7 +103,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def cuttable(host: str, port: int) -> AsyncIterator[CuttableProxy]:
-    """Have a proxy run."""
+    """Run a proxy."""
     proxy = CuttableProxy(host, port)
     await proxy.start()
     try:

@@ -18,29 +18,29 @@ BINARY = Path(sys.executable).parent / "nats-server"
 
 @dataclass
 class NatsServer:
-    """A server that serves, or one that a test has stopped."""
+    """A server, running or stopped by a test."""
 
     folder: Path
     more: str = ""
     """Further lines of its configuration."""
     jetstream: str = ""
-    """The same, of JetStream's."""
+    """Further lines of its JetStream configuration."""
     port: int = -1
     monitoring_port: int = -1
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Where it takes clients."""
+        """The URL for clients."""
         return f"nats://127.0.0.1:{self.port}"
 
     @property
     def monitoring_url(self) -> str:
-        """Where it tells of itself."""
+        """The URL of its monitoring."""
         return f"http://127.0.0.1:{self.monitoring_port}"
 
     def start(self) -> None:
-        """Start it, and wait until it serves; a second start is on the port of the first."""
+        """Start it, and wait until it serves; a second start uses the port of the first."""
         self.folder.mkdir(exist_ok=True)
         configuration = self.folder / "nats.conf"
         configuration.write_text(
@@ -52,30 +52,30 @@ class NatsServer:
             old.unlink()
         self._launch()
         until_blocking(self._is_up)
-        self.port = int(self._told()["nats"][0].rpartition(":")[2])
-        self.monitoring_port = int(self._told()["monitoring"][0].rpartition(":")[2])
+        self.port = int(self._reported_ports()["nats"][0].rpartition(":")[2])
+        self.monitoring_port = int(self._reported_ports()["monitoring"][0].rpartition(":")[2])
 
     def _launch(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([BINARY, "-c", self.folder / "nats.conf"], stdout=log, stderr=log)
 
     def _is_up(self) -> bool:
-        """Whether it serves; one that ended is tried again, as somebody else may have its port for a moment."""
+        """Return True once it serves; restart it if it ended, as another process may hold its port for a moment."""
         assert self.process is not None
         if self.process.poll() is not None:
             self._launch()
-        return bool(self._told())
+        return bool(self._reported_ports())
 
-    def _told(self) -> dict[str, list[str]]:
-        """Where it says that it listens; nothing while it has not said all."""
+    def _reported_ports(self) -> dict[str, list[str]]:
+        """Return the addresses that it reports; empty until the report is complete."""
         for ports in self.folder.glob("*.ports"):
             with contextlib.suppress(json.JSONDecodeError):
-                told: dict[str, list[str]] = json.loads(ports.read_text())
-                return told
+                reported: dict[str, list[str]] = json.loads(ports.read_text())
+                return reported
         return {}
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop it with a signal, and wait for its end."""
+        """Stop it with a signal, and wait until it has ended."""
         if self.process is not None:
             self.process.send_signal(number)
             self.process.wait(20)
@@ -84,7 +84,7 @@ class NatsServer:
 
 @contextmanager
 def nats_running(folder: Path, more: str = "", jetstream: str = "") -> Iterator[NatsServer]:
-    """Have a server run."""
+    """Run a server."""
     server = NatsServer(folder, more, jetstream)
     try:
         server.start()

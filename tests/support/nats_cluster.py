@@ -1,4 +1,4 @@
-"""Real nats-servers that are killed and started again: one alone, or several that keep streams together."""
+"""Real nats-servers that are killed and started again: a single one, or a cluster."""
 
 import asyncio
 import shutil
@@ -19,39 +19,39 @@ from nats.errors import Error
 from service.outbox.jetstream.streams import CONSUMER, SECOND, Plan
 from tests.support.nats import NatsServer
 
-HEALTHY_DEADLINE = 90.0  # seconds until servers have found each other and hold the same, on a busy machine too
-LOOK_INTERVAL = 0.1  # seconds between two looks
-ASK_TIMEOUT = 2.0  # seconds for one answer of JetStream's API; while a stream has no leader, none comes
+HEALTHY_DEADLINE = 90.0  # seconds until a cluster is formed and in sync, on a busy machine too
+POLL_INTERVAL = 0.1  # seconds
+API_TIMEOUT = 2.0  # seconds for a response of JetStream's API; while a stream has no leader, none comes
 
 
 @dataclass(frozen=True, slots=True)
 class NatsNodes:
-    """One server, or several that are a cluster."""
+    """A single server, or a cluster."""
 
     nodes: Sequence[NatsServer]
 
     @property
     def url(self) -> str:
-        """Where they take clients, as POINTILLIST_OUTBOX_URL has it."""
+        """The URL for clients, in the form of POINTILLIST_OUTBOX_URL."""
         return "nats://" + ",".join(node.url.removeprefix("nats://") for node in self.nodes)
 
     async def healthy(self) -> None:
-        """Return once each says that it has all that it should have, and is up to date with the others.
+        """Return once each server reports that it is healthy and in sync with the others.
 
         Raises:
-            TimeoutError: one did not say so in time.
+            TimeoutError: one did not in time.
         """
         async with asyncio.timeout(HEALTHY_DEADLINE), aiohttp.ClientSession() as client:
             for node in self.nodes:
-                while not await _is_healthy(client, node):  # noqa: ASYNC110  another process tells
-                    await asyncio.sleep(LOOK_INTERVAL)
+                while not await _is_healthy(client, node):  # noqa: ASYNC110  the state of another process
+                    await asyncio.sleep(POLL_INTERVAL)
 
     async def kill(self, node: NatsServer) -> None:
-        """End one with SIGKILL."""
+        """End a server with SIGKILL."""
         await asyncio.to_thread(node.stop, signal.SIGKILL)
 
     async def start(self, node: NatsServer) -> None:
-        """Start one again, on its old port, and wait until all are healthy."""
+        """Start a server again, on its old port, and wait until all are healthy."""
         await asyncio.to_thread(node.start)
         await self.healthy()
 
@@ -66,11 +66,11 @@ async def _is_healthy(client: aiohttp.ClientSession, node: NatsServer) -> bool:
 
 @asynccontextmanager
 async def nats_nodes(folder: Path, count: int) -> AsyncIterator[NatsNodes]:
-    """Have so many servers run, and be healthy; more than one are a cluster."""
+    """Run `count` servers until they are healthy; more than one form a cluster."""
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        # They keep their ports while they are away, when others might be given them.
+        # The ports stay reserved while a server is down.
         ports = [[stack.enter_context(_HeldPort()).number for _ in range(3)] for _ in range(count)]
         routes = ", ".join(f'"nats://127.0.0.1:{route}"' for route, _, _ in ports)
         nodes: list[NatsServer] = []
@@ -86,9 +86,9 @@ async def nats_nodes(folder: Path, count: int) -> AsyncIterator[NatsNodes]:
 
 
 class _HeldPort:
-    """A free port that nobody is given while it is held; who binds it with SO_REUSEADDR, as nats-server does, may.
+    """A reserved free port, which can still be bound with SO_REUSEADDR, as nats-server does.
 
-    The servers of a cluster have to know each other's ports before any of them runs.
+    The servers of a cluster must know each other's ports before any of them runs.
     """
 
     def __enter__(self) -> Self:
@@ -103,39 +103,39 @@ class _HeldPort:
 
 
 class Streams:
-    """The streams of an outbox, seen past the service."""
+    """The streams of an outbox, accessed without the service."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
         self._client = client
         self.plan = plan
 
     async def make(self, ack_wait: float) -> None:
-        """Make them before any replica does, with a consumer that waits `ack_wait` seconds for a relay that is dead."""
+        """Create them before any replica does, with a consumer that waits `ack_wait` seconds for a dead relay."""
         plan = self.plan
         for config in (plan.events_config(), plan.letters_config()):
-            await self._ask(f"STREAM.CREATE.{config['name']}", config)
+            await self._call_api(f"STREAM.CREATE.{config['name']}", config)
         consumer = plan.consumer_config() | {"ack_wait": round(ack_wait * SECOND)}
-        question = {"stream_name": plan.events_stream, "config": consumer}
-        await self._ask(f"CONSUMER.DURABLE.CREATE.{plan.events_stream}.{CONSUMER}", question)
+        request = {"stream_name": plan.events_stream, "config": consumer}
+        await self._call_api(f"CONSUMER.DURABLE.CREATE.{plan.events_stream}.{CONSUMER}", request)
 
     async def waiting(self) -> int:
-        """How many events wait: no replica's own count, which knows of the others' doings a second later.
+        """Return the number of pending events, which replicas themselves know a second later.
 
         Raises:
             Error: JetStream does not answer now.
         """
-        answer = await self._ask(f"STREAM.INFO.{self.plan.events_stream}")
+        answer = await self._call_api(f"STREAM.INFO.{self.plan.events_stream}")
         return int(answer["state"]["messages"])
 
     async def emptied(self, deadline: float) -> None:
-        """Return once no event waits.
+        """Return once no event is pending.
 
         Raises:
-            TimeoutError: some did, `deadline` seconds later.
+            TimeoutError: some were, after `deadline` seconds.
         """
         async with asyncio.timeout(deadline):
-            while not await self._is_empty():  # noqa: ASYNC110  another process counts
-                await asyncio.sleep(LOOK_INTERVAL)
+            while not await self._is_empty():  # noqa: ASYNC110  the count of another process
+                await asyncio.sleep(POLL_INTERVAL)
 
     async def _is_empty(self) -> bool:
         try:
@@ -143,9 +143,9 @@ class Streams:
         except Error:
             return False
 
-    async def _ask(self, what: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
-        data = b"" if question is None else orjson.dumps(question)
-        received = await self._client.request(f"$JS.API.{what}", data, timeout=ASK_TIMEOUT)
+    async def _call_api(self, method: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = b"" if request is None else orjson.dumps(request)
+        received = await self._client.request(f"$JS.API.{method}", data, timeout=API_TIMEOUT)
         answer: dict[str, Any] = orjson.loads(received.data)
         assert "error" not in answer, answer
         return answer
@@ -153,7 +153,7 @@ class Streams:
 
 @asynccontextmanager
 async def streams_of(url: str, plan: Plan) -> AsyncIterator[Streams]:
-    """Look at an outbox's streams over a connection of one's own, which comes back by itself."""
+    """Access an outbox's streams over a connection that is established again by itself."""
     servers = ["nats://" + host for host in url.removeprefix("nats://").split(",")]
     client = await nats.connect(servers, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_ignore)
     try:
@@ -163,4 +163,4 @@ async def streams_of(url: str, plan: Plan) -> AsyncIterator[Streams]:
 
 
 async def _ignore(error: Exception) -> None:
-    """A server that is gone is why it is looked at."""
+    """Ignore the errors of a server that a test has stopped."""

@@ -1,4 +1,4 @@
-"""An outbox for a test: opened with what hardly ever matters, and closed whatever happens."""
+"""Outboxes for tests, with defaults for everything that rarely matters; closed in any case."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -51,7 +51,7 @@ async def opened(
     bounds: Bounds | None = None,
     disk_free: Callable[[Path], int] = lambda _: 2**60,
 ) -> AsyncIterator[SqliteOutbox]:
-    """Open an outbox, and close it in the end."""
+    """Open an outbox, and close it at the end."""
     outbox = open_outbox(path, clock, window_ids=window_ids, bounds=bounds, disk_free=disk_free)
     try:
         yield outbox
@@ -59,7 +59,7 @@ async def opened(
         await outbox.close()
 
 
-PATIENCE = 20.0  # seconds in which an outbox on NATS has to be there
+PATIENCE = 20.0  # seconds in which an outbox on NATS must be reachable
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ async def opened_on_nats(
     *,
     settled: Callable[[str, Refusal | None], None] = lambda *_: None,
 ) -> AsyncIterator[JetStreamOutbox]:
-    """Open an outbox on JetStream, and close it in the end."""
+    """Open an outbox on JetStream, and close it at the end."""
     access = NatsAccess(NatsServers.parse(url))
     outbox = JetStreamOutbox(access, plan, clock=clock, retry_max_delay=RETRY_MAX_DELAY, settled=settled)
     try:
@@ -82,27 +82,27 @@ async def opened_on_nats(
 
 @dataclass(frozen=True)
 class Backend:
-    """One kind of outbox in a place of its own, and which promises it makes beyond those that all make."""
+    """One kind of outbox in a place of its own, and its promises beyond those of every outbox."""
 
     open: Callable[[Clock], AbstractAsyncContextManager[OpenOutbox]]
-    """Open it; it holds what it held when it was closed."""
+    """Open it, with its content from when it was closed."""
     goes_by_the_clock: bool
-    """Whether due times are the given clock's; else they are NATS' own."""
+    """True if due times are by the given clock; otherwise they are by NATS' own."""
     remembers_tries: bool
-    """Whether how often an event was tried, and since when, outlives the process."""
+    """True if attempts and the first attempt's time survive the process."""
     counts_payloads: bool
-    """Whether its bytes are those of the events alone."""
+    """True if its bytes are those of the events only."""
 
 
 def on_sqlite(path: Path) -> Backend:
-    """The outbox in a file."""
+    """Return the outbox in a file."""
     return Backend(
         lambda clock: opened(path, clock), goes_by_the_clock=True, remembers_tries=True, counts_payloads=True
     )
 
 
 def on_jetstream(url: str, prefix: str) -> Backend:
-    """The outbox on a NATS server."""
+    """Return the outbox on a NATS server."""
     return Backend(
         lambda clock: opened_on_nats(url, Plan(prefix), clock),
         goes_by_the_clock=False,
@@ -112,7 +112,7 @@ def on_jetstream(url: str, prefix: str) -> Backend:
 
 
 async def take(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[Stored]:
-    """Fetch so many events; on JetStream they can be fetched a moment after they were put.
+    """Fetch `count` events; on JetStream they can be fetched a moment after they were put.
 
     Raises:
         TimeoutError: there are fewer.
@@ -126,7 +126,7 @@ async def take(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[S
 
 
 async def bury(outbox: OpenOutbox, entries: list[Entry], refusal: Refusal = REFUSAL) -> list[Stored]:
-    """Have events accepted and given up."""
+    """Store events and turn them into dead letters."""
     await outbox.put(entries)
     buried = await take(outbox, len(entries))
     for stored in buried:
@@ -136,6 +136,6 @@ async def bury(outbox: OpenOutbox, entries: list[Entry], refusal: Refusal = REFU
 
 
 def refusal(outbox: OpenOutbox) -> str:
-    """The reason for which a put would be refused now; empty where it would not be."""
+    """Return the reason for which a put would be refused now; empty if it would not be."""
     error = outbox.full()
     return "" if error is None else error.reason

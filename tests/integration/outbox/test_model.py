@@ -24,7 +24,7 @@ NUMBERS = st.integers(0, 12)  # few, so that message_ids come again
 
 @dataclass(frozen=True)
 class Waiting:
-    """What the model knows of one waiting event."""
+    """One pending event of the model."""
 
     message_id: str
     attempts: int = 0
@@ -33,7 +33,7 @@ class Waiting:
 
 @dataclass
 class Model:
-    """What an outbox holds, in plain Python. Events are in the order of acceptance."""
+    """The content of an outbox, in plain Python. Events are in the order of acceptance."""
 
     waiting: dict[int, Waiting] = field(default_factory=dict)
     leased: dict[int, Stored] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Model:
     ids: int = 0
 
     def put(self, message_id: str, now: float) -> bool:
-        """Whether the event is new."""
+        """Return True if the event is new."""
         if message_id in self.seen and now - self.seen[message_id] <= WINDOW:
             return False
         self.seen[message_id] = now

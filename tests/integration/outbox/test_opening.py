@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def refusal(path: Path) -> str:
-    """What opening a file is refused with; the file is not changed by it."""
+    """Return the error that opening a file raises; the file is not changed by it."""
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(OutboxUnusableError) as refused:
         open_outbox(path, HandClock())

@@ -1,4 +1,4 @@
-"""How an outbox on JetStream gets in, what it says where it does not, and streams that will not do."""
+"""The outbox on JetStream: credentials and TLS, its errors, and streams that cannot be used."""
 
 import asyncio
 import base64
@@ -47,7 +47,7 @@ async def opened_by(environ: Mapping[str, str], patience: float = 20.0) -> Async
 
 
 async def is_refused(environ: Mapping[str, str], why: str) -> bool:
-    """Whether it does not get in, and says why."""
+    """Return True if the outbox is refused, and reports the reason."""
     async with opened_by(environ, patience=0.0) as outbox:
         await until(lambda: why in refusal(outbox))
         return True
@@ -168,7 +168,7 @@ async def test_a_tls_file_that_is_none_is_told_of(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def manager(server: NatsServer) -> AsyncIterator[Any]:
-    """What an operator manages streams with."""
+    """The JetStream manager of an operator."""
     client = Client()
     await client.connect(server.url)
     try:

@@ -37,7 +37,7 @@ NUMBERS = st.integers(0, 12)  # few, so that message_ids come again
 
 @dataclass
 class Model:
-    """What an outbox holds, in plain Python; events by their place in the order of acceptance."""
+    """The content of an outbox, in plain Python; events by their place in the order of acceptance."""
 
     waiting: dict[int, str] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Model:
     count: int = 0
 
     def put(self, message_id: str) -> bool:
-        """Whether the event is new."""
+        """Return True if the event is new."""
         if message_id in self.seen:
             return False
         self.seen.add(message_id)
@@ -63,7 +63,7 @@ class Model:
         self.attempts[self.count] = 0
 
     def free(self) -> dict[int, str]:
-        """What can be fetched."""
+        """The events that can be fetched."""
         return {one: id_ for one, id_ in self.waiting.items() if one not in self.leased and one not in self.put_back}
 
 

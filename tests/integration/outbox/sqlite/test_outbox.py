@@ -1,4 +1,4 @@
-"""The SQLite outbox: what it promises beyond what every outbox does, and how little it does for that."""
+"""The SQLite outbox: its promises beyond those of every outbox, and the work that they take."""
 
 import asyncio
 import sqlite3
@@ -40,7 +40,7 @@ async def message_ids(outbox: SqliteOutbox, limit: int = 100, *, early: bool = F
 
 @dataclass
 class Steps:
-    """How much SQLite had to do."""
+    """The work that SQLite had."""
 
     thousands: int = 0
 

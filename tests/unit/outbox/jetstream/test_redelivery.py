@@ -1,4 +1,4 @@
-"""What is remembered of events that were put back into a JetStream."""
+"""The notes on events that were put back into a JetStream."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What keeps streams and a consumer that an operator made from being an outbox."""
+"""The differences for which streams and a consumer of an operator are refused."""
 
 from typing import Any
 
