@@ -10,7 +10,7 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.cli.client import called_at
+from service.config.address import called_at
 from service.config.settings import load_settings
 from service.errors import SettingsError
 

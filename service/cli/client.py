@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.cli.console import UnreadableFileError
-from service.config.fields import legal_token
-from service.config.settings import Listen, load_settings
+from service.config.address import Listen, called_at
+from service.config.settings import load_settings
+from service.config.token import legal_token
 from service.errors import SettingsError
-
-_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing is bound here
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +47,6 @@ def find_target(given: str | None, ca_file: Path | None, token_file: Path | None
         except ValueError as error:
             raise SettingsError(f"--target: {error}") from error
     return Target(str(called_at(load_settings(os.environ).grpc_listen)), certificates, token)
-
-
-def called_at(listen: Listen) -> Listen:
-    """Where to call a server of this machine: one that listens on every address is reached on the loopback one."""
-    return Listen(_EVERY_ADDRESS.get(listen.host, listen.host), listen.port)
 
 
 def _certificates(path: Path) -> bytes:

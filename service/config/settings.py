@@ -15,13 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.config.address import NATS_SCHEMES, Listen, NatsServers
 from service.config.fields import (
-    NATS_SCHEMES,
     Address,
     ApiUrl,
     Duration,
-    Listen,
-    NatsServers,
     OutboxUrl,
     PositiveDuration,
     PositiveSize,
@@ -34,10 +32,9 @@ from service.config.fields import (
     TokenFile,
     whole,
 )
-from service.config.token import FileToken, FixedToken, TokenSource
+from service.config.token import FixedToken, watch_token
+from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
-
-__all__ = ["FileToken", "FixedToken", "Listen", "Settings", "TokenSource", "effective", "load_settings"]
 
 PREFIX: Final = "POINTILLIST_"
 CONFIG_FILE_VARIABLE: Final = "POINTILLIST_CONFIG_FILE"
@@ -225,14 +222,14 @@ class Settings(BaseSettings):
         """The file that `outbox_url` names; asked where it names one."""
         return Path(self.outbox_url.removeprefix("sqlite:///"))
 
-    def require_token(self) -> TokenSource:
-        """Give the source of the token.
+    def require_token(self) -> FixedToken | WatchedFile[str]:
+        """Return the token, as it is or as its file has it.
 
         Raises:
             SettingsError: when neither setting gives one, or its file is gone by now.
         """
         if self.api_token_file is not None:
-            return FileToken(self.api_token_file)
+            return watch_token(self.api_token_file)
         if self.api_token is not None:
             return FixedToken(self.api_token.get_secret_value())
         raise SettingsError(

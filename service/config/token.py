@@ -1,76 +1,88 @@
-"""Where Pointillist's token comes from: a setting, or a file that a secret manager may rewrite."""
+"""Pointillist's API token: a setting, or a file that a secret manager may rewrite."""
 
+import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
-from service.config.fields import read_token
+from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
 
+LONGEST_TOKEN: Final = 8192  # characters; HTTP servers refuse longer header lines
 
-class TokenSource(Protocol):
-    """Where Pointillist's token comes from; it can change while the service runs."""
-
-    @property
-    def problem(self) -> str | None:
-        """What the last `reload` ran into, in one line for a log that never holds the token; `None` if nothing."""
-
-    def current(self) -> str:
-        """Give the token to send now."""
-
-    def reload(self) -> bool:
-        """Look again; true when the token is another one than before. Never raises: it sets `problem`."""
+_PRINTABLE = re.compile(r"[ -~]+")
 
 
 @dataclass(frozen=True, slots=True)
 class FixedToken:
-    """A token that stays the same, as `POINTILLIST_API_TOKEN` is."""
+    """A token that stays the same, as `POINTILLIST_API_TOKEN` does."""
 
     token: str = field(repr=False)
 
-    @property
-    def problem(self) -> None:
-        """Nothing can go wrong: there is nowhere to look."""
-
     def current(self) -> str:
-        """Give the token."""
+        """Return the token."""
         return self.token
 
-    def reload(self) -> bool:
-        """Do nothing: there is nowhere to look."""
-        return False
 
+def watch_token(path: Path) -> WatchedFile[str]:
+    """Read a token from a file, and again whenever the file changes.
 
-class FileToken:
-    """A token in a file that a secret manager may rewrite; whitespace around it is not part of it."""
+    Args:
+        path: a regular file with the token and nothing else; whitespace around the token is not part of it.
 
-    def __init__(self, path: Path) -> None:
-        """Read the token for the first time.
+    Raises:
+        SettingsError: the file holds no usable token.
+    """
 
-        Args:
-            path: a regular file with the token and nothing else.
-
-        Raises:
-            SettingsError: when the file holds no usable token.
-        """
-        self.problem: str | None = None
-        self._path = path
+    def read() -> str:
         try:
-            self._token = read_token(path)
+            return read_token(path)
         except ValueError as error:
             raise SettingsError(f"POINTILLIST_API_TOKEN_FILE: {error}") from None
 
-    def current(self) -> str:
-        """Give the token that was last read."""
-        return self._token
+    return WatchedFile([path], read)
 
-    def reload(self) -> bool:
-        """Read the file again; a file that is gone, empty or unusable for the moment leaves the old token in force."""
-        try:
-            token = read_token(self._path)
-        except ValueError as error:
-            self.problem = f"POINTILLIST_API_TOKEN_FILE: {error}; the token read before stays in force"
-            return False
-        changed = token != self._token
-        self.problem, self._token = None, token
-        return changed
+
+def legal_token(text: str) -> str:
+    """Check a token, without the whitespace around it; messages never repeat it."""
+    token = text.strip()
+    if not token:
+        raise ValueError("holds no token: it is empty")
+    if not _PRINTABLE.fullmatch(token) or len(token) > LONGEST_TOKEN:
+        raise ValueError(
+            f"holds something that no HTTP header can carry: expected at most {LONGEST_TOKEN} characters, "
+            "all printable ASCII, on one line"
+        )
+    return token
+
+
+def regular_file(path: Path) -> Path:
+    """Check that a path names a regular file that can be opened; messages quote it, so that they stay one line."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+        if regular:  # opening a pipe would wait for its writer
+            path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL, which TOML can hold
+        regular = False
+    if not regular:
+        raise ValueError(f"{str(path)!r} is not a regular file")
+    return path
+
+
+def read_token(path: Path) -> str:
+    """Read the token that is all a file holds, without the whitespace around it.
+
+    Raises:
+        ValueError: when the file is not there, or what it holds is no token; the message never repeats it.
+    """
+    try:
+        text = regular_file(path).read_bytes().decode("latin-1")  # any byte decodes; the check comes after
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    try:
+        return legal_token(text)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} {error}") from None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb2
-from service.config.watched_file import signature
+from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
 
 SETTING: Final = "POINTILLIST_CALLERS_FILE"
@@ -172,50 +172,22 @@ def _read_number(place: str, key: str, value: Any, faults: list[str]) -> float |
     return float(value)
 
 
-class CallersFile:
-    """The callers in force; a bad new file leaves the old ones in force."""
+def watch_callers(path: Path) -> WatchedFile[Callers]:
+    """Read the callers from a file, and again whenever the file changes.
 
-    def __init__(self, path: Path) -> None:
-        """Read the file for the first time.
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+    return WatchedFile([path], lambda: _read_file(path))
 
-        Raises:
-            SettingsError: it cannot be used.
-        """
-        self._path = path
-        self._seen = signature(self._path)
-        self.problem: str | None = None
-        """Why the file was not taken up at the last reload; None where it was."""
-        try:
-            self._callers = self._read()
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
 
-    def current(self) -> Callers:
-        """The callers in force."""
-        return self._callers
-
-    def has_changed(self) -> bool:
-        """Whether the file is another one than the last that was read, by its time, size and inode."""
-        return signature(self._path) != self._seen
-
-    def reload(self) -> bool:
-        """Read the file again; returns whether it was taken up, else `problem` says why not."""
-        self._seen = signature(self._path)
-        try:
-            self._callers = self._read()
-        except ValueError as error:
-            self.problem = str(error)
-            return False
-        self.problem = None
-        return True
-
-    def _read(self) -> Callers:
-        try:
-            return read_callers(self._path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{SETTING}: {self._path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{SETTING}: {self._path} is not TOML: it is not UTF-8 text") from None
-        except ValueError as error:
-            lines = str(error).splitlines()
-            raise ValueError("\n".join(f"{SETTING}: {self._path}: {line}" for line in lines)) from None
+def _read_file(path: Path) -> Callers:
+    try:
+        return read_callers(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{SETTING}: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{SETTING}: {path} is not TOML: it is not UTF-8 text") from None
+    except ValueError as error:
+        lines = str(error).splitlines()
+        raise SettingsError("\n".join(f"{SETTING}: {path}: {line}" for line in lines)) from None

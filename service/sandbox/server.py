@@ -28,7 +28,7 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
-from service.config.settings import Listen
+from service.config.address import Listen
 from service.errors import SettingsError
 from service.sandbox.behaviour import WITHOUT_ANSWER, Behaviour
 from service.sandbox.record_shape import record_fault

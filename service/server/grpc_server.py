@@ -9,13 +9,16 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from service.config.settings import Listen, Settings
+from service.config.address import Listen
+from service.config.settings import Settings
+from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
+from service.intake.certificates import Certificates
 from service.server.auth import Authenticator
 from service.server.calls import abort
 from service.server.health import Health
 from service.server.status import StatusError
-from service.server.tls import TlsFiles
+from service.server.tls import server_credentials
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
 MAX_STREAMS = 1000  # calls at a time on one connection; more wait in the caller
@@ -39,6 +42,9 @@ OPTIONS = (
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL),
 )
+
+
+Server = grpc.aio.Server
 
 
 class _Reflection(ReflectionServicer):
@@ -98,7 +104,9 @@ def make_health_server(health: Health) -> grpc.aio.Server:
     return server
 
 
-def listen(server: grpc.aio.Server, setting: str, address: Listen, tls: TlsFiles | None = None) -> Listen:
+def listen(
+    server: grpc.aio.Server, setting: str, address: Listen, tls: WatchedFile[Certificates] | None = None
+) -> Listen:
     """Have a server listen, in plain text or with TLS; returns the address with the port that was really bound.
 
     Raises:
@@ -108,7 +116,7 @@ def listen(server: grpc.aio.Server, setting: str, address: Listen, tls: TlsFiles
         if tls is None:
             port = server.add_insecure_port(str(address))
         else:
-            port = server.add_secure_port(str(address), tls.credentials())
+            port = server.add_secure_port(str(address), server_credentials(tls))
     except RuntimeError as error:
         message = f"{setting}: cannot listen on {address}; another program may be listening there, or it is not ours"
         raise SettingsError(message) from error

@@ -65,11 +65,11 @@ class Health:
     async def run(self) -> None:
         """Keep the names true until cancelled."""
         while True:
-            await self.look()
+            await self.refresh()
             self._beat()
             await asyncio.sleep(INTERVAL)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Make the names true now."""
         why_dead = self._why_dead()
         await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
@@ -82,7 +82,7 @@ class Health:
     async def drain(self) -> None:
         """Turn readiness off for good: the server is about to stop."""
         self._draining = True
-        await self.look()
+        await self.refresh()
 
     async def _show(self, name: str, *, serving: bool, why: str = "") -> None:
         if self._shown.get(name) == serving:

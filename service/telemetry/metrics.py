@@ -23,7 +23,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 from structlog.types import EventDict, Processor, WrappedLogger
 
-from service.config.settings import Listen
+from service.config.address import Listen
 from service.errors import SettingsError
 from service.telemetry.grpc_metrics import RpcMetrics
 

@@ -24,8 +24,9 @@ from pointillist_destination.v1.dead_letter_service_pb2_grpc import DeadLetterSe
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, SendOptions, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.app import App
-from service.config.settings import FileToken, Settings, load_settings
-from service.intake.callers import CallersFile
+from service.config.settings import Settings, load_settings
+from service.config.token import watch_token
+from service.intake.callers import watch_callers
 from service.outbox.factory import nats_access
 from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.processes import ServerProcess, settings_for
@@ -249,11 +250,11 @@ async def test_no_secret_is_in_a_repr(tmp_path: Path) -> None:
         nats_access(settings),
         Settings(api_token=SecretStr(API_TOKEN)),
         settings.require_token(),
-        FileToken(token_file),
+        watch_token(token_file),
         App(settings),
-        CallersFile(callers_file),
-        CallersFile(callers_file).current(),
-        CallersFile(callers_file).current().find(CALLER_TOKEN),
+        watch_callers(callers_file),
+        watch_callers(callers_file).current(),
+        watch_callers(callers_file).current().find(CALLER_TOKEN),
         settings.model_dump(mode="json"),
     ]
     for secret in (API_TOKEN, CALLER_TOKEN, digest(CALLER_TOKEN), NATS_PASSWORD):

@@ -129,7 +129,7 @@ async def test_a_stop_sent_to_all_processes_lets_what_is_in_flight_end_and_leave
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.long
 async def test_other_signals_sent_to_all_processes_end_no_worker(tmp_path: Path, number: signal.Signals) -> None:
-    said = {signal.SIGHUP: "the mapping was read again", signal.SIGUSR1: "log level changed"}
+    said = {signal.SIGHUP: "mapping reloaded", signal.SIGUSR1: "log level changed"}
     async with working(tmp_path) as running:
         workers = running.workers
 

@@ -12,8 +12,10 @@ import orjson
 import pytest
 
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
+from service.config.watched_file import WatchedFile
 from service.errors import MappingFileError
-from service.reloader import MappingSource
+from service.mapping.mapping import Mapping
+from service.reloader import watch_mapping
 from service.sandbox.server import Sandbox
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event
@@ -28,7 +30,7 @@ def mapping(source: str) -> str:
     return f'event_source = "{source}"\n'
 
 
-def source_of(source: MappingSource) -> str:
+def source_of(source: WatchedFile[Mapping]) -> str:
     """The event source of the mapping in force."""
     return source.current().record(event(1), 0).event_source
 
@@ -40,7 +42,7 @@ def test_a_changed_file_is_taken_up(tmp_path: Path) -> None:
     # given
     file = tmp_path / "mapping.toml"
     file.write_text(mapping("One"), encoding="utf-8")
-    source = MappingSource(file)
+    source = watch_mapping(file)
     unchanged = source.has_changed()
 
     # when
@@ -60,7 +62,7 @@ def test_a_file_swapped_behind_a_link_is_a_changed_one(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "mapping.toml").write_text(mapping(name), encoding="utf-8")
     (tmp_path / "data").symlink_to("One")
-    source = MappingSource(tmp_path / "data" / "mapping.toml")
+    source = watch_mapping(tmp_path / "data" / "mapping.toml")
 
     # when
     (tmp_path / "next").symlink_to("Two")
@@ -77,7 +79,7 @@ def test_a_bad_or_missing_file_leaves_the_old_mapping_in_force(tmp_path: Path, b
     # given
     file = tmp_path / "mapping.toml"
     file.write_text(mapping("One"), encoding="utf-8")
-    source = MappingSource(file)
+    source = watch_mapping(file)
 
     # when
     if bad is None:
@@ -97,7 +99,7 @@ def test_a_bad_or_missing_file_leaves_the_old_mapping_in_force(tmp_path: Path, b
 def test_a_file_mended_after_a_bad_one_is_taken_up_and_the_problem_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "mapping.toml"
     file.write_text(mapping("One"), encoding="utf-8")
-    source = MappingSource(file)
+    source = watch_mapping(file)
     file.write_text(BAD, encoding="utf-8")
     source.reload()
 
@@ -109,7 +111,7 @@ def test_a_file_mended_after_a_bad_one_is_taken_up_and_the_problem_is_gone(tmp_p
 
 
 def test_the_built_in_mapping_never_changes() -> None:
-    source = MappingSource(None)
+    source = watch_mapping(None)
 
     assert not source.has_changed()
     assert source.reload()
@@ -121,7 +123,7 @@ def test_a_bad_file_is_refused_at_the_start(tmp_path: Path) -> None:
     file.write_text(BAD, encoding="utf-8")
 
     with pytest.raises(MappingFileError, match=r"mapping\.toml"):
-        MappingSource(file)
+        watch_mapping(file)
 
 
 # -- a running server
@@ -186,18 +188,18 @@ async def test_a_running_server_takes_up_good_mappings_and_keeps_the_last_one_wh
         sources = [await running.deliver()]
 
         replace(running.file, mapping("Another"))
-        await until(lambda: running.said("the mapping was read again"))
+        await until(lambda: running.said("mapping reloaded"))
         sources.append(await running.deliver())
 
         replace(running.file, BAD)
-        await until(lambda: running.said("the mapping file is refused"))
+        await until(lambda: running.said("mapping file refused"))
         sources.append(await running.deliver())
         metrics = await running.server.metrics()
 
         assert sources == ["One", "Another", "Another"]
-        assert str(running.file) in running.said("the mapping file is refused")[0]
+        assert str(running.file) in running.said("mapping file refused")[0]
         assert metrics["mapping_reloads_total{taken_up}"] == metrics["mapping_reloads_total{refused}"] == 1
-        assert len(running.said("the mapping")) == 2
+        assert len(running.said("mapping ")) == 2
 
 
 async def test_sighup_has_a_running_server_read_its_mapping_again(tmp_path: Path, relay_workers: str) -> None:
@@ -207,10 +209,10 @@ async def test_sighup_has_a_running_server_read_its_mapping_again(tmp_path: Path
 
         # when
         running.server.process.send_signal(signal.SIGHUP)
-        await until(lambda: running.said("the mapping was read again"))
+        await until(lambda: running.said("mapping reloaded"))
         replace(running.file, BAD)
         running.server.process.send_signal(signal.SIGHUP)
-        await until(lambda: running.said("the mapping file is refused"))
+        await until(lambda: running.said("mapping file refused"))
         source = await running.deliver()
 
         # then
@@ -226,7 +228,7 @@ async def test_sighup_has_a_paused_relay_try_at_once(tmp_path: Path, relay_worke
         batch = event_service_pb2.BatchSendRequest(events=[event(number) for number in range(100, 130)])
         [answer] = [answer async for answer in stub.BatchSend(iter([batch]))]
         assert answer.accepted == 30
-        await until(lambda: running.said("relay does not flow"))
+        await until(lambda: running.said("relay paused"))
 
         # when
         await running.sandbox.start(*running.sandbox.address)

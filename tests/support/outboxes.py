@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.clock import Clock
-from service.config.fields import NatsServers
+from service.config.address import NatsServers
 from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Refusal, Stored
 from service.outbox.capacity import Bounds
 from service.outbox.jetstream.connection import NatsAccess

@@ -19,7 +19,8 @@ from service.cli.client import Target
 from service.cli.demo.screen import Screen
 from service.cli.input_file import SegmentFile
 from service.cli.send.stream import send
-from service.config.settings import Listen, Settings
+from service.config.address import Listen
+from service.config.settings import Settings
 from service.sandbox.server import Sandbox
 
 EVENTS = "data/segment_events.jsonl"  # in this package; Segment's own libraries made them

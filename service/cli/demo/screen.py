@@ -14,7 +14,7 @@ from rich.text import Text
 
 from service.cli.send.report import skipped_words
 from service.cli.send.stream import Summary
-from service.config.settings import Listen
+from service.config.address import Listen
 
 TRACK = (
     '{"track": {"userId": "u-1", "event": "Order Completed", "properties": {"revenue": 25.5, "currency": "USD"}},'

@@ -9,9 +9,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.cli.client import called_at
 from service.cli.doctor.finding import Finding, Grade
-from service.config.settings import Listen, Settings
+from service.config.address import Listen, called_at
+from service.config.settings import Settings
 from service.probe import knows_health
 
 TIMEOUT = 3.0  # seconds

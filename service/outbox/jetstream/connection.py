@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from service.config.fields import NatsServers
+from service.config.address import NatsServers
 from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
 
 API = "$JS.API"

@@ -8,7 +8,7 @@ import pytest
 
 from pointillist_destination.v1 import dead_letter_service_pb2_grpc
 from pointillist_destination.v1.dead_letter_service_pb2 import ReplayRequest
-from service.config.settings import Listen
+from service.config.address import Listen
 from service.errors import OutboxError
 from service.mapping.mapping_file import load_mapping
 from service.outbox.capacity import Bounds

@@ -15,7 +15,7 @@ from pointillist_destination.v1 import (
     dead_letter_service_pb2_grpc,
     event_pb2,
 )
-from service.config.settings import Listen
+from service.config.address import Listen
 from service.mapping.mapping_file import load_mapping
 from service.outbox.base import Entry, Refusal
 from service.outbox.capacity import Bounds

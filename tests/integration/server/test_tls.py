@@ -12,10 +12,11 @@ import pytest
 
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.config.settings import Listen, Settings, load_settings
+from service.config.address import Listen
+from service.config.settings import Settings, load_settings
 from service.errors import SettingsError
+from service.intake.certificates import watch_certificates
 from service.server.grpc_server import exposure
-from service.server.tls import TlsFiles
 from tests.support.certificates import OPENSSL, Pair, make_authority, make_certificate
 from tests.support.events import event, track
 from tests.support.servers import Serving, serving
@@ -152,7 +153,7 @@ async def test_a_renewed_certificate_is_taken_up_and_open_streams_live_on(
 
 def test_bad_new_files_leave_the_old_certificate_in_force(tmp_path: Path, server_pair: Pair, client_pair: Pair) -> None:
     with copied(server_pair, tmp_path) as files:
-        tls = TlsFiles(files.certificate, files.key, None)
+        tls = watch_certificates(files.certificate, files.key, None)
         assert not tls.has_changed()
 
         # when the key of another certificate is there, as between two writes of a renewal
@@ -179,9 +180,9 @@ def test_bad_new_files_leave_the_old_certificate_in_force(tmp_path: Path, server
 def test_files_that_are_no_certificate_are_refused_at_start(tmp_path: Path, server_pair: Pair) -> None:
     (tmp_path / "bad.pem").write_text("nothing of the kind\n")
     with pytest.raises(SettingsError, match=r"^POINTILLIST_TLS_CERT_FILE, POINTILLIST_TLS_KEY_FILE: .*bad\.pem"):
-        TlsFiles(tmp_path / "bad.pem", server_pair.key, None)
+        watch_certificates(tmp_path / "bad.pem", server_pair.key, None)
     with pytest.raises(SettingsError, match=r"^POINTILLIST_TLS_CLIENT_CA_FILE: .*bad\.pem holds no certificate"):
-        TlsFiles(server_pair.certificate, server_pair.key, tmp_path / "bad.pem")
+        watch_certificates(server_pair.certificate, server_pair.key, tmp_path / "bad.pem")
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path, server_pair: Pair) -> None:
@@ -191,7 +192,7 @@ def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path:
     )
     (tmp_path / "locked.key").write_text(locked)
     with pytest.raises(SettingsError, match=r"a key without a passphrase"):
-        TlsFiles(server_pair.certificate, tmp_path / "locked.key", None)
+        watch_certificates(server_pair.certificate, tmp_path / "locked.key", None)
 
 
 @pytest.mark.parametrize("given", ["CERT", "KEY"])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from service.config.fields import NatsServers
-from service.config.settings import Listen, Settings, effective, load_settings
+from service.config.address import Listen, NatsServers
+from service.config.settings import Settings, effective, load_settings
 from service.errors import SettingsError
 
 TOKEN = "sup3r-s3cret-t0ken"

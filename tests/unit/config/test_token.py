@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from service.config.settings import FileToken, FixedToken, load_settings
+from service.config.settings import load_settings
+from service.config.token import FixedToken, watch_token
 from service.errors import SettingsError
 
 TOKEN = "sup3r-s3cret-t0ken"
@@ -22,10 +23,7 @@ def write(path: Path, text: str) -> str:
 
 
 def test_a_token_in_the_environment_is_the_one_that_is_sent() -> None:
-    source = load_settings({"POINTILLIST_API_TOKEN": f" {TOKEN}\n"}).require_token()
-    assert source.current() == TOKEN
-    assert source.reload() is False
-    assert source.problem is None
+    assert load_settings({"POINTILLIST_API_TOKEN": f" {TOKEN}\n"}).require_token().current() == TOKEN
 
 
 def test_a_token_in_a_file_is_the_one_that_is_sent(tmp_path: Path) -> None:
@@ -80,35 +78,47 @@ def test_a_token_file_that_goes_away_before_serving_is_refused(tmp_path: Path) -
 
 def test_a_rewritten_token_file_is_noticed(tmp_path: Path) -> None:
     # Given a token that was read
-    source = FileToken(Path(write(tmp_path / "token", "old")))
+    source = watch_token(Path(write(tmp_path / "token", "old")))
+    assert not source.has_changed()
     # When the file gets another one
     write(tmp_path / "token", "new\n")
     # Then that is the token, and it counts as a change once
-    assert source.reload() is True
+    assert source.has_changed()
+    assert source.reload()
     assert source.current() == "new"
-    assert source.reload() is False
+    assert not source.has_changed()
 
 
 def test_a_token_file_that_is_unusable_for_the_moment_leaves_the_old_token(tmp_path: Path) -> None:
     # Given a token that was read
     file = tmp_path / "token"
-    source = FileToken(Path(write(file, TOKEN)))
+    source = watch_token(Path(write(file, TOKEN)))
     # When the file is emptied, and then removed
     write(file, "")
-    emptied = source.reload(), source.problem, source.current()
+    emptied = source.has_changed(), source.reload(), source.problem, source.current()
     file.unlink()
-    removed = source.reload(), source.problem, source.current()
+    removed = source.has_changed(), source.reload(), source.problem, source.current()
     # Then the old token stays, with a line for the log
-    ending = "; the token read before stays in force"
-    assert emptied == (False, f"POINTILLIST_API_TOKEN_FILE: '{file}' holds no token: it is empty{ending}", TOKEN)
-    missing = f"POINTILLIST_API_TOKEN_FILE: '{file}' cannot be read: No such file or directory{ending}"
-    assert removed == (False, missing, TOKEN)
+    assert emptied == (True, False, f"POINTILLIST_API_TOKEN_FILE: '{file}' holds no token: it is empty", TOKEN)
+    missing = f"POINTILLIST_API_TOKEN_FILE: '{file}' cannot be read: No such file or directory"
+    assert removed == (True, False, missing, TOKEN)
     # And once it is back the problem is gone
     write(file, TOKEN)
-    assert (source.reload(), source.problem) == (False, None)
+    assert (source.has_changed(), source.reload(), source.problem) == (True, True, None)
+
+
+def test_a_token_file_that_becomes_readable_again_is_read_though_nobody_wrote_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    source = watch_token(Path(write(file, TOKEN)))
+    file.chmod(0o000)
+    assert source.has_changed()
+    source.reload()
+    file.chmod(0o600)
+    assert source.has_changed()
+    assert source.reload()
 
 
 def test_a_token_source_does_not_show_its_token(tmp_path: Path) -> None:
-    source = FileToken(Path(write(tmp_path / "token", TOKEN)))
+    source = watch_token(Path(write(tmp_path / "token", TOKEN)))
     fixed = FixedToken(TOKEN)
     assert TOKEN not in f"{source!r} {source} {fixed!r} {fixed}"

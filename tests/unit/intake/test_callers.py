@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import SettingsError
-from service.intake.callers import Callers, CallersFile, read_callers
+from service.intake.callers import Callers, read_callers, watch_callers
 from service.intake.token_bucket import TokenBucket
 from service.server.auth import Authenticator
 from service.server.status import StatusError
@@ -132,7 +132,7 @@ def test_no_text_does_more_than_be_refused(text: str) -> None:
 def test_a_changed_file_is_taken_up(tmp_path: Path) -> None:
     path = tmp_path / "callers.toml"
     path.write_text(CHECKOUT)
-    file = CallersFile(path)
+    file = watch_callers(path)
     assert not file.has_changed()
     path.write_text(CHECKOUT.replace(digest(TOKEN), digest(OTHER)) + "\n")
     assert file.has_changed()
@@ -145,7 +145,7 @@ def test_a_changed_file_is_taken_up(tmp_path: Path) -> None:
 def test_a_bad_new_file_leaves_the_old_callers_in_force(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "callers.toml"
     path.write_text(CHECKOUT)
-    file = CallersFile(path)
+    file = watch_callers(path)
     if content is None:
         path.unlink()
     else:
@@ -160,7 +160,7 @@ def test_a_bad_new_file_leaves_the_old_callers_in_force(tmp_path: Path, content:
 def test_a_bad_file_at_start_is_a_settings_error(tmp_path: Path) -> None:
     (tmp_path / "callers.toml").write_text("[callers.a]\n[callers.b]\n")
     with pytest.raises(SettingsError) as caught:
-        CallersFile(tmp_path / "callers.toml")
+        watch_callers(tmp_path / "callers.toml")
     lines = str(caught.value).splitlines()
     assert [line.startswith(f"POINTILLIST_CALLERS_FILE: {tmp_path}/callers.toml: [callers.") for line in lines] == [
         True,

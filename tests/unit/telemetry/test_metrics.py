@@ -15,7 +15,7 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 
-from service.config.settings import Listen
+from service.config.address import Listen
 from service.errors import SettingsError
 from service.telemetry.metrics import Metrics, MetricsServer, configure_logging, start_metrics_server
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from service.clock import SystemClock
-from service.config.fields import NatsServers
+from service.config.address import NatsServers
 from service.outbox.base import DeadLetterFilter, Stored
 from service.outbox.jetstream.connection import NatsAccess
 from service.outbox.jetstream.outbox import JetStreamOutbox

@@ -10,7 +10,7 @@ import pytest
 from nats.aio.client import Client
 
 from service.clock import SystemClock
-from service.config.fields import NatsServers
+from service.config.address import NatsServers
 from service.errors import OutboxClosedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.base import Entry, Refusal
 from service.outbox.jetstream.connection import API, NatsAccess
