@@ -19,7 +19,8 @@ from google.protobuf import json_format
 from benchmarks.control import until_end_of_input
 from pointillist_destination.v1 import event_service_pb2
 from service.events.batch_frame import read_batch
-from service.server.event_service import BATCHES_AHEAD, SERVICE_NAME
+from service.server.batch_send import BATCHES_AHEAD
+from service.server.event_service import SERVICE_NAME
 from service.server.grpc_server import OPTIONS
 
 PUBLISHED = "RIVAL"  # the stream that `publish` makes, and its subject

@@ -13,7 +13,7 @@ from benchmarks.control import until_end_of_input
 from service.app import App, serve
 from service.config.role import Role
 from service.config.settings import load_settings
-from service.telemetry.metrics import configure_logging
+from service.telemetry.logs import configure_logging
 
 TASKS: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 

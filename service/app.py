@@ -36,7 +36,9 @@ from service.server.event_service import EventService
 from service.server.grpc_server import Server, exposure, is_loopback, listen, make_health_server, make_server
 from service.server.health import Health
 from service.telemetry.access_log import AccessLog
-from service.telemetry.metrics import Metrics, MetricsServer, set_log_level, start_metrics_server
+from service.telemetry.logs import set_log_level
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_server import MetricsServer, start_metrics_server
 from service.telemetry.tracing import Tracing, start_tracing
 
 HEARTBEAT_INTERVAL = 0.5  # seconds between the heartbeats of a loop that has nothing to do

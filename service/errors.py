@@ -4,6 +4,7 @@
     ├── SettingsError           a setting, a file it names or an address cannot be used       (exit code 2)
     ├── MappingFileError        a mapping file cannot be used                                 (exit code 2)
     ├── SegmentJsonError        a line of Segment JSON cannot be taken
+    ├── EventRejectedError      an event breaks a rule, or does not parse
     └── OutboxError
         ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
         └── OutboxUnavailableError      nothing is stored now; trying again later makes sense
@@ -14,6 +15,8 @@
 Foreign errors are translated where they enter: `outbox/sqlite/`, `outbox/jetstream/connection.py`, `pointillist/`,
 `config/settings.py`.
 """
+
+from collections.abc import Sequence
 
 
 class PointillistDestinationError(Exception):
@@ -40,6 +43,20 @@ class SegmentJsonError(PointillistDestinationError):
         super().__init__(f"{path}: {reason}" if path else reason)
         self.path = path
         self.reason = reason
+
+
+class EventRejectedError(PointillistDestinationError):
+    """An event breaks a rule.
+
+    Args:
+        message_id: of the event; "" where it is not known.
+        violations: (field, description) of each broken rule; None where the bytes are no event.
+    """
+
+    def __init__(self, message_id: str, violations: Sequence[tuple[str, str]] | None) -> None:
+        super().__init__(message_id)
+        self.message_id = message_id
+        self.violations = violations
 
 
 class OutboxError(PointillistDestinationError):

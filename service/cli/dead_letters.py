@@ -22,6 +22,7 @@ from service.cli.console import NOT_EVERYTHING, SendingError, output, say
 from service.cli.console import show as show_lines
 from service.cli.input_file import on_one_line
 from service.errors import SettingsError
+from service.events.message import event_type
 from service.events.segment_time import read_time
 
 PAGE_SIZE = 500
@@ -181,13 +182,12 @@ def _choose(which: dead_letter_service_pb2.DeadLetterFilter, *, everything: bool
 
 def _line(letter: dead_letter_service_pb2.DeadLetter) -> str:
     tried = datetime.fromtimestamp(letter.last_attempt_at.seconds, UTC).isoformat().replace("+00:00", "Z")
-    is_track = letter.event.HasField("track")
     fields = (
         str(letter.id),
         tried,
         letter.reason,
         "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts",
-        letter.event.track.event if is_track else "identify",
+        event_type(letter.event),
         letter.message_id,
         letter.detail,
     )

@@ -77,7 +77,7 @@ def serve(
     """
     from service import app
     from service.config.settings import load_settings
-    from service.telemetry.metrics import configure_logging
+    from service.telemetry.logs import configure_logging
 
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
@@ -188,7 +188,7 @@ def doctor(
     from service.cli.doctor.examine import Grade, examine
     from service.cli.doctor.pointillist import ask
     from service.config.settings import load_settings
-    from service.telemetry.metrics import set_log_level
+    from service.telemetry.logs import set_log_level
 
     set_log_level("error")  # what it runs into is among its findings
     settings = load_settings(os.environ)

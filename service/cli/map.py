@@ -7,6 +7,7 @@ from typing import BinaryIO
 from service.cli.console import say
 from service.cli.input_file import OTHER_TYPES, Refused, SegmentFile, Skipped, on_one_line
 from service.events.integrations import is_sent
+from service.events.message import known_message_of
 from service.mapping.explain import Explanation
 from service.mapping.mapping import Mapping
 
@@ -39,7 +40,7 @@ def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, exp
                 say(f"{message.place}: refused: {error}")
         else:
             event = result.event
-            body = event.track if event.HasField("track") else event.identify
+            body = known_message_of(event)
             if is_sent(body.integrations):
                 now = time.time_ns() // 1_000_000
                 out.write(mapping.encode(event, now) + b"\n")

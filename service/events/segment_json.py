@@ -18,17 +18,16 @@ from google.protobuf import struct_pb2
 
 from pointillist_destination.v1 import event_pb2
 from service.errors import SegmentJsonError
-from service.events.segment_context import (
+from service.events.segment_context import fill_context, without_nulls
+from service.events.segment_struct import (
     LONE_SURROGATE,
     child_path,
     decimal_text,
-    fill_context,
     fill_struct,
     has_lone_surrogate,
     is_finite,
     kind_of,
     set_text,
-    without_nulls,
 )
 from service.events.segment_time import read_time
 from service.events.validation import MAX_DEPTH, MAX_EVENT_SIZE, MAX_MESSAGE_ID

@@ -24,7 +24,7 @@ from service.pointillist.answer import Answer
 from service.pointillist.client import connect
 from service.relay.local_sender import LocalSender
 from service.relay.worker_protocol import Order, Outcome, SetUp, frame, read_frame
-from service.telemetry.metrics import configure_logging
+from service.telemetry.logs import configure_logging
 
 CANNOT_WORK = 2  # exit code, that of a server whose settings cannot be used
 

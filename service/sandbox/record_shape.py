@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import orjson
 
+from service.events.segment_struct import kind_of
+
 _KEYS = frozenset({"eventSource", "eventType", "eventTime", "actors", "labels", "numbers"})
 _TEXTS = ("eventSource", "eventType", "eventTime")
 
@@ -36,7 +38,7 @@ def record_fault(body: bytes) -> str | None:
     except orjson.JSONDecodeError as error:
         return f"the body is not JSON: {error}; expected one record, a JSON object"
     if not isinstance(record, dict):
-        return f"the body is {_kind(record)}; expected one record, a JSON object"
+        return f"the body is {kind_of(record)}; expected one record, a JSON object"
     return (
         _keys_fault(record)
         or _texts_fault(record)
@@ -61,7 +63,7 @@ def _texts_fault(record: Mapping[str, object]) -> str | None:
     for name in _TEXTS:
         value = record[name]
         if not isinstance(value, str):
-            return f"{name}: expected a string, not {_kind(value)}"
+            return f"{name}: expected a string, not {kind_of(value)}"
         if not value:
             return f"{name}: expected a string that is not empty"
     return None
@@ -70,7 +72,7 @@ def _texts_fault(record: Mapping[str, object]) -> str | None:
 def _actors_fault(actors: object) -> str | None:
     """Say what is wrong with actors: class > identifier name > value."""
     if not isinstance(actors, dict):
-        return f"actors: expected an object of classes, not {_kind(actors)}"
+        return f"actors: expected an object of classes, not {kind_of(actors)}"
     if not actors:
         return "actors: expected at least one class of actor, such as Customer"
     faults = (_actor_fault(class_name, identifiers) for class_name, identifiers in actors.items())
@@ -80,12 +82,12 @@ def _actors_fault(actors: object) -> str | None:
 def _actor_fault(class_name: str, identifiers: object) -> str | None:
     """Say what is wrong with the identifiers of one class."""
     if not isinstance(identifiers, dict):
-        return f"actors.{class_name}: expected an object of identifiers, not {_kind(identifiers)}"
+        return f"actors.{class_name}: expected an object of identifiers, not {kind_of(identifiers)}"
     if not identifiers:
         return f"actors.{class_name}: expected at least one identifier, such as userId"
     for name, value in identifiers.items():
         if not isinstance(value, str):
-            return f"actors.{class_name}.{name}: an identifier is a string, not {_kind(value)}"
+            return f"actors.{class_name}.{name}: an identifier is a string, not {kind_of(value)}"
         if not value:
             return f"actors.{class_name}.{name}: an identifier is not empty; leave it out"
     return None
@@ -94,38 +96,21 @@ def _actor_fault(class_name: str, identifiers: object) -> str | None:
 def _labels_fault(labels: object) -> str | None:
     """Say which label is not a string; an empty one is."""
     if not isinstance(labels, dict):
-        return f"labels: expected an object of strings, not {_kind(labels)}"
+        return f"labels: expected an object of strings, not {kind_of(labels)}"
     for name, value in labels.items():
         if not isinstance(value, str):
-            return f"labels.{name}: a label is a string, not {_kind(value)}"
+            return f"labels.{name}: a label is a string, not {kind_of(value)}"
     return None
 
 
 def _numbers_fault(numbers: object) -> str | None:
     """Say which number is neither a decimal string nor a JSON number."""
     if not isinstance(numbers, dict):
-        return f"numbers: expected an object of numbers, not {_kind(numbers)}"
+        return f"numbers: expected an object of numbers, not {kind_of(numbers)}"
     for name, value in numbers.items():
         if isinstance(value, str):
             if not _DECIMAL.fullmatch(value):
                 return f"numbers.{name}: expected a decimal without an exponent, such as 25.5"
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            return f"numbers.{name}: a number is a decimal string or a JSON number, not {_kind(value)}"
+            return f"numbers.{name}: a number is a decimal string or a JSON number, not {kind_of(value)}"
     return None
-
-
-def _kind(value: object) -> str:
-    """Name the JSON type of a value, with its article."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return "an object"

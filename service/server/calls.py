@@ -29,12 +29,11 @@ from service.server.status import (
     unparsable,
 )
 from service.telemetry.access_log import AccessLog
-from service.telemetry.grpc_metrics import MethodMeter, MethodType, RpcMetrics
+from service.telemetry.grpc_metrics import CODES, GrpcMetrics, MethodMeter, MethodType
 from service.telemetry.tracing import CALL, CallSpan, Tracing
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
-CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 MAX_CALLS = 10_000  # that are answered at a time, over all connections
 MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
@@ -52,7 +51,7 @@ class Calls:
         self,
         *,
         authenticator: Authenticator | None = None,
-        metrics: RpcMetrics | None = None,
+        metrics: GrpcMetrics | None = None,
         access_log: AccessLog | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -67,7 +66,7 @@ class Calls:
         self.authenticator = authenticator
         self.access_log = access_log
         self.tracing = tracing
-        self._metrics = metrics or RpcMetrics()
+        self._metrics = metrics or GrpcMetrics()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,7 +109,7 @@ class _Call:
     __slots__ = ("_code", "_context", "_method", "_span", "_started_at", "admission")
 
     def __init__(self, method: _Method, context: Context) -> None:
-        method.meter.started += 1
+        method.meter.started.inc()
         self._method = method
         self._context = context
         self._code = "OK"
@@ -146,7 +145,7 @@ class _Call:
         if isinstance(error, OutboxUnavailableError):
             error = outbox_unavailable(error)
         if isinstance(error, StatusError):
-            self._code = CODES[error.status.code].name
+            self._code = CODES[error.status.code]
             await abort(context, error)
         if not isinstance(error, Exception) or context.done():
             remaining = context.time_remaining()
@@ -223,7 +222,7 @@ class Stream:
             raise idle(self._idle_most) from None
         if message is not END_OF_STREAM:
             self.received += 1
-            self._meter.received += 1
+            self._meter.received.inc()
             if self._bucket is not None:
                 self._bucket.charge(self._weigh(message))
         return message
@@ -231,7 +230,7 @@ class Stream:
     async def write(self, message: bytes) -> None:
         """Write a message."""
         await self._context.write(message)
-        self._meter.sent += 1
+        self._meter.sent.inc()
 
 
 def unary(
@@ -253,7 +252,7 @@ def unary(
 
     async def handle(request: bytes, context: Context) -> bytes:
         call = _Call(method, context)
-        meter.received += 1
+        meter.received.inc()
         try:
             with calls:
                 call.admit()
@@ -263,7 +262,7 @@ def unary(
             await call.fail(error)
             raise
         else:
-            meter.sent += 1
+            meter.sent.inc()
             return answer
         finally:
             call.end()
@@ -326,4 +325,6 @@ async def abort(context: Context, fault: StatusError) -> None:
     trailing = [("grpc-status-details-bin", fault.status.SerializeToString())]
     if fault.retry_after is not None:
         trailing.append(("grpc-retry-pushback-ms", str(fault.retry_after_ms)))
-    await context.abort(CODES[fault.status.code], fault.status.message, trailing_metadata=tuple(trailing))
+    await context.abort(
+        grpc.StatusCode[CODES[fault.status.code]], fault.status.message, trailing_metadata=tuple(trailing)
+    )

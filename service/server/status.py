@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from service.errors import OutboxClosedError, OutboxFullError, OutboxUnavailableError
+from service.errors import EventRejectedError, OutboxClosedError, OutboxFullError, OutboxUnavailableError
 from service.events.validation import MAX_VIOLATIONS, Violation
 from service.outbox.base import Refusal
 
@@ -92,6 +92,13 @@ def invalid(violations: list[Violation]) -> StatusError:
         many = f"{len(violations)}" if len(violations) <= MAX_VIOLATIONS else f"more than {MAX_VIOLATIONS}"
         message = f"{many} faults; the first: {message}"
     return StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+
+
+def rejected(error: EventRejectedError) -> StatusError:
+    """INVALID_ARGUMENT for an event that breaks a rule, or does not parse."""
+    if error.violations is None:
+        return unparsable("Event")
+    return invalid([Violation(*violation) for violation in error.violations])
 
 
 def unparsable(type_name: str) -> StatusError:

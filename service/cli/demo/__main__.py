@@ -5,7 +5,7 @@ import sys
 
 from service.cli.console import NOT_EVERYTHING, run
 from service.config.settings import load_settings
-from service.telemetry.metrics import configure_logging
+from service.telemetry.logs import configure_logging
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from service.cli.input_file import Imported, Refused, SegmentFile, Source
 from service.cli.send.rejection import Rejection
 from service.events.batch_frame import write_batch
+from service.events.message import known_message_of
 from service.events.message_id import derived_message_id
 
 Reject: TypeAlias = Callable[[Source, Rejection], None]
@@ -106,7 +107,7 @@ def _batches(file: SegmentFile, batch_size: int, reject: Reject) -> Iterator[Bat
         if not isinstance(result, Imported):
             continue
         event = result.event
-        body = event.track if event.HasField("track") else event.identify
+        body = known_message_of(event)
         if not body.message_id:
             body.message_id = derived_message_id(source.place, event.SerializeToString(deterministic=True))
         # Once and for all: an event that is copied into a request, measured and serialised there costs twice as much.

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pointillist_destination.v1 import event_pb2
+from service.events.message import event_type, known_message_of
 from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
 from service.outbox.sqlite.group_commit import Counts
 
@@ -50,7 +51,7 @@ class DeadLetterTable:
     def add(self, stored: Stored, refusal: Refusal, now: int) -> None:
         """Store a dead letter; `now` is in milliseconds. Within a transaction."""
         event = event_pb2.Event.FromString(stored.payload)
-        message = event.track if event.HasField("track") else event.identify
+        message = known_message_of(event)
         self._connection.execute(
             "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
             " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
@@ -65,7 +66,7 @@ class DeadLetterTable:
                 stored.attempts + 1,
                 stored.first_attempt_at or now,
                 now,
-                event.track.event if event.HasField("track") else "identify",
+                event_type(event),
                 message.user_id,
                 message.anonymous_id,
                 stored.traceparent,

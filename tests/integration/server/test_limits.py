@@ -33,7 +33,7 @@ from service.server import status
 from service.server.auth import Admission
 from service.server.calls import NOBODY, Context, Stream
 from service.server.status import StatusError, cut
-from service.telemetry.grpc_metrics import RpcMetrics
+from service.telemetry.grpc_metrics import GrpcMetrics
 from tests.integration.processes import running_sandbox, running_server
 from tests.support.events import event, track
 from tests.support.servers import Serving, failure, serving
@@ -310,7 +310,7 @@ class Talking:
 
 def reading(context: object, admission: Admission = NOBODY, *, idle_most: float) -> Stream:
     """A stream as its handler reads it."""
-    meter = RpcMetrics().meter("bidi_stream", "service", "method")
+    meter = GrpcMetrics().meter("bidi_stream", "service", "method")
     return Stream(cast("Context", context), meter, admission, count_events, idle_most=idle_most)
 
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Sandbox
-from service.telemetry.grpc_metrics import RpcMetrics
+from service.telemetry.grpc_metrics import GrpcMetrics
 from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
 
@@ -110,12 +110,11 @@ async def test_the_heart_of_each_loop_beats_until_the_process_is_stuck(server: S
 
 
 def test_the_buckets_of_the_histogram_add_up() -> None:
-    metrics = RpcMetrics()
+    registry = CollectorRegistry()
+    metrics = GrpcMetrics(registry)
     meter = metrics.meter("unary", "s", "m")
     for seconds in (0.0005, 0.001, 0.003, 5000.0):
         meter.handled("OK", seconds)
-    registry = CollectorRegistry()
-    registry.register(metrics)
     text = generate_latest(registry).decode()
     labels = 'grpc_method="m",grpc_service="s",grpc_type="unary"'
     for bound, count in (("0.001", 2.0), ("0.0025", 2.0), ("0.005", 3.0), ("600.0", 3.0), ("+Inf", 4.0)):

@@ -337,7 +337,7 @@ def test_a_missing_package_is_told_and_the_server_serves_without_traces() -> Non
     # given a Python that finds no OpenTelemetry
     program = (
         "import sys; sys.modules['opentelemetry'] = None;"
-        "from service.telemetry.metrics import configure_logging; configure_logging('info', 'json', sys.stdout);"
+        "from service.telemetry.logs import configure_logging; configure_logging('info', 'json', sys.stdout);"
         "from service.telemetry.tracing import start_tracing;"
         "assert start_tracing({'OTEL_TRACES_EXPORTER': 'otlp'}, '') is None"
     )

@@ -21,7 +21,7 @@ from service.events.validation import (
     MIN_SECONDS,
 )
 from service.events.validation import violations as violations_of
-from service.server.event_service import serialise
+from service.intake.acceptance import serialise
 from tests.support.events import identify, track
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 from pointillist_destination.v1 import event_pb2
 from service.events.integrations import is_sent
+from service.events.message import known_message_of
 from service.events.segment_json import Imported, Result, Skipped, import_line
 from service.events.validation import violations
 from service.mapping.mapping_file import load_mapping
@@ -56,7 +57,7 @@ EVERY = SHARED + LIBRARIES
 
 def outcome_of_event(event: event_pb2.Event) -> dict[str, Any]:
     """The record of an event that is to be sent, after the checks of the service."""
-    message = event.track if event.HasField("track") else event.identify
+    message = known_message_of(event)
     assert violations(message, message.SerializeToString()) == []
     if not is_sent(message.integrations):
         return {"outcome": "filtered"}

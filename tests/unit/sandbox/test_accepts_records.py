@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pointillist_destination.v1.event_pb2 import Event
+from service.events.message import known_message_of
 from service.events.segment_json import Imported, import_message
 from service.events.validation import violations
 from service.mapping.mapping import Mapping
@@ -90,7 +91,7 @@ MESSAGES = st.fixed_dictionaries(
 
 
 def the_sandbox_takes(mapping: Mapping, event: Event, accepted_at: int) -> None:
-    message = event.track if event.HasField("track") else event.identify
+    message = known_message_of(event)
     assume(not violations(message, event.SerializeToString()))
 
     body = mapping.encode(event, accepted_at)

@@ -17,7 +17,9 @@ from prometheus_client import generate_latest
 
 from service.config.address import Listen
 from service.errors import SettingsError
-from service.telemetry.metrics import Metrics, MetricsServer, configure_logging, start_metrics_server
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_server import MetricsServer, start_metrics_server
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,211 @@
+"""BatchSend: streams of batches, each judged event by event and stored in one put.
+
+A stream is read ahead of its answers, within bounds; answers are written in the order of the requests. While the outbox
+stores nothing, streams are not read: their callers feel it as backpressure.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from pointillist_destination.v1 import event_service_pb2
+from service.errors import EventRejectedError, OutboxUnavailableError
+from service.events.batch_frame import read_batch
+from service.events.validation import Violation
+from service.intake.acceptance import Acceptance, entry_of
+from service.intake.byte_budget import ByteBudget, StreamBudget
+from service.outbox.base import Entry
+from service.server import status
+from service.server.calls import END_OF_STREAM, Stream
+from service.server.status import cut
+from service.telemetry.tracing import CALL
+
+BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
+# In one request. An answer stays below the 4 MiB that clients read by default: 1 MiB of rejections with their details,
+# and 10,000 without, of 200 bytes each at most, are less than 3 MiB.
+MAX_BATCH_EVENTS = 10_000
+MAX_REJECTIONS = 1024 * 1024  # bytes of rejections in one answer, after which they come without details
+MAX_MESSAGE_ID_BYTES = 400  # of a rejection's message_id: a valid one is whole, one that is too long is cut
+MAX_SHORT_MESSAGE_ID = 100  # bytes, in a rejection without details
+MAX_SHORT_MESSAGE = 80  # bytes, in a rejection without details
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # of requests that were read and answers that are not written yet, over all streams
+MAX_UNWRITTEN = 1024 * 1024  # bytes of one stream's answers that wait to be written, after which it is read no further
+MAX_FULL_PAUSE = 0.1  # seconds before a batch that the outbox refused is put again
+
+
+class BatchSend:
+    """All streams of one server.
+
+    Args:
+        acceptance: stores the events.
+        draining: set once the server shuts down.
+    """
+
+    def __init__(self, acceptance: Acceptance, draining: asyncio.Event) -> None:
+        self._acceptance = acceptance
+        self._draining = draining
+        self._waiting_for_capacity = asyncio.Lock()
+        self._reading: set[asyncio.Future[bytes]] = set()
+        self._budget = ByteBudget(MAX_BATCH_BYTES)
+
+    def drain(self) -> None:
+        """Read no further batch."""
+        for read in self._reading:
+            read.cancel()
+
+    async def run(self, both: Stream) -> None:
+        """Serve one stream: one task reads ahead, this one writes."""
+        answers: asyncio.Queue[_Answer | None] = asyncio.Queue(BATCHES_AHEAD)
+        budget = StreamBudget(self._budget, MAX_UNWRITTEN)
+        reader = asyncio.create_task(self._read(both, answers, budget))
+        try:
+            while (answer := await answers.get()) is not None:
+                await both.write(await answer.ready)
+                budget.written(answer.size)
+            await reader
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                if (unanswered := answers.get_nowait()) is not None:
+                    unanswered.ready.cancel()
+            budget.close()
+
+    async def _read(self, both: Stream, answers: "asyncio.Queue[_Answer | None]", budget: StreamBudget) -> None:
+        """Read until the caller ends, or the server does; while the outbox stores nothing, read nothing."""
+        sink = self._acceptance.sink
+        try:
+            while True:
+                if sink.full() is not None:
+                    await self._unless_draining(sink.has_room())
+                if not budget.may_read():
+                    await self._unless_draining(budget.until_may_read())
+                request = await self._read_request(both)
+                if request is END_OF_STREAM:
+                    return
+                if not budget.hold_now(len(request)):
+                    await self._unless_draining(budget.hold(len(request)))
+                await answers.put(self._receive(request, budget))
+        finally:
+            await answers.put(None)
+
+    async def _read_request(self, both: Stream) -> bytes:
+        """Read one request, unless the server ends."""
+        if self._draining.is_set():
+            raise status.shutting_down()
+        read: asyncio.Future[bytes] = asyncio.ensure_future(both.read())
+        self._reading.add(read)
+        try:
+            return await read
+        except asyncio.CancelledError:
+            if self._draining.is_set():
+                raise status.shutting_down() from None
+            raise
+        finally:
+            self._reading.discard(read)
+
+    def _receive(self, request: bytes, budget: StreamBudget) -> "_Answer":
+        """Judge each event of a batch by itself, and begin to store the valid ones together.
+
+        It does not await, so that no other batch is read before this one's answer is in the budget.
+        """
+        try:
+            frame = read_batch(request)
+        except DecodeError as error:
+            raise status.unparsable("BatchSendRequest") from error
+        if len(frame.events) > MAX_BATCH_EVENTS:
+            too_many = f"has {len(frame.events)} events; {MAX_BATCH_EVENTS} are allowed in one request"
+            raise status.invalid([Violation("events", too_many)])
+        response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
+        entries: list[Entry] = []
+        accepted_at, traceparent = self._acceptance.now(), CALL.get()
+        size = 0
+        for index, payload in enumerate(frame.events):
+            try:
+                entry = entry_of(payload, accepted_at, traceparent)
+            except EventRejectedError as error:
+                rejection = _rejection(error, index, is_short=size >= MAX_REJECTIONS)
+                size += rejection.ByteSize()
+                response.rejections.append(rejection)
+                continue
+            if entry is None:
+                response.filtered += 1
+            else:
+                entries.append(entry)
+        budget.answer(size)
+        ready = asyncio.ensure_future(self._answer(response, entries))
+        ready.add_done_callback(lambda _: budget.let_go(len(request)))
+        return _Answer(ready, size)
+
+    async def _answer(self, response: event_service_pb2.BatchSendResponse, entries: Sequence[Entry]) -> bytes:
+        """Store events, and complete the answer."""
+        if entries:
+            stored = await self._put(entries)
+            response.accepted = sum(stored)
+            response.duplicates = len(stored) - response.accepted
+        self._acceptance.count_batch(
+            accepted=response.accepted,
+            duplicate=response.duplicates,
+            filtered=response.filtered,
+            rejected=len(response.rejections),
+        )
+        return response.SerializeToString()
+
+    async def _put(self, entries: Sequence[Entry]) -> list[bool]:
+        """Store events; a batch that was read waits for the outbox instead of failing.
+
+        Batches that wait are stored in the order they came in: an answer would otherwise wait for those behind it,
+        which need the capacity just as much.
+        """
+        sink = self._acceptance.sink
+        if not self._waiting_for_capacity.locked():
+            with contextlib.suppress(OutboxUnavailableError):
+                return await sink.put(entries)
+        async with self._waiting_for_capacity:
+            while True:
+                await self._unless_draining(sink.has_room())
+                try:
+                    return await sink.put(entries)
+                except OutboxUnavailableError as error:
+                    await self._unless_draining(asyncio.sleep(min(error.retry_after, MAX_FULL_PAUSE)))
+
+    async def _unless_draining(self, awaitable: Awaitable[object]) -> None:
+        """Await something.
+
+        Raises:
+            StatusError: UNAVAILABLE, when the server begins to shut down first.
+        """
+        task: asyncio.Future[Any] = asyncio.ensure_future(awaitable)
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise status.shutting_down()
+            await task
+        finally:
+            draining.cancel()
+            task.cancel()
+
+
+class _Answer(NamedTuple):
+    """The answer to one batch."""
+
+    ready: asyncio.Future[bytes]
+    """Its bytes, once its events are on disk."""
+
+    size: int
+    """About how many bytes it has."""
+
+
+def _rejection(error: EventRejectedError, index: int, *, is_short: bool) -> event_service_pb2.Rejection:
+    """Return a rejection with the status that a unary call would end with; a short one without details."""
+    full = status.rejected(error).status
+    if not is_short:
+        message_id = cut(error.message_id, MAX_MESSAGE_ID_BYTES)
+        return event_service_pb2.Rejection(index=index, message_id=message_id, status=full)
+    message_id = cut(error.message_id, MAX_SHORT_MESSAGE_ID)
+    short = status_pb2.Status(code=full.code, message=cut(full.message, MAX_SHORT_MESSAGE))
+    return event_service_pb2.Rejection(index=index, message_id=message_id, status=short)
