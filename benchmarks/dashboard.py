@@ -27,9 +27,10 @@ from pointillist_destination.v1 import event_pb2, event_service_pb2_grpc
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, IdentifyRequest, TrackRequest
 from service.mapping import mapping
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, identify, track
 from tests.support.monitoring import PROMETHEUS, Series, filled, panels, scraping, silent
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 
 Stub: TypeAlias = "event_service_pb2_grpc.EventServiceAsyncStub"
 

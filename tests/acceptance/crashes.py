@@ -16,8 +16,9 @@ import grpc
 from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
 from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
-from tests.acceptance.processes import LOOK_INTERVAL, TOKEN, ServerProcess, settings_for
-from tests.support.waiting import until
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import METRICS_INTERVAL, ServerProcess, settings_for
+from tests.support.waiting import DEADLINE, until
 
 LONERS = 8  # clients with one event at a time
 STREAMS = 2  # clients with batches
@@ -29,9 +30,7 @@ MAX_TAKEN = 100  # records that Pointillist takes in one life of the server, abo
 MAX_LIFE = 1.0  # seconds from the `serving` line to the kill
 STILLBORN_SHARE = 0.15  # of all lives, those that end before they serve, or just when they do
 MAX_STILLBORN = 1.2  # seconds
-KEEP = 1_000_000  # records that the sandbox keeps between two kills
 DRAIN_DEADLINE = 300.0  # seconds from the end of the faults to an empty outbox
-ANSWER_DEADLINE = 30.0  # seconds for any answer
 
 SEED_VARIABLE = "ORACLE_SEED"
 
@@ -43,17 +42,6 @@ def drawn_seed() -> int:
     seed = int(os.environ.get(SEED_VARIABLE) or SystemRandom().randrange(1_000_000))
     print(f"{SEED_VARIABLE}={seed}")  # noqa: T201  # pytest keeps it for the report
     return seed
-
-
-@contextlib.asynccontextmanager
-async def running_sandbox(behaviour: Behaviour | None = None, seed: int | None = None) -> AsyncIterator[Sandbox]:
-    """A sandbox on a free port."""
-    sandbox = Sandbox(api_token=TOKEN, behaviour=behaviour, keep=KEEP, seed=seed)
-    await sandbox.start("127.0.0.1", 0)
-    try:
-        yield sandbox
-    finally:
-        await sandbox.stop()
 
 
 @contextlib.asynccontextmanager
@@ -71,9 +59,9 @@ async def send_one(stub: Stub, events: Events, number: int, **options: bool) -> 
     given = event_service_pb2.SendOptions(**options)
     if event.HasField("track"):
         request = event_service_pb2.TrackRequest(track=event.track, options=given)
-        return (await stub.Track(request, timeout=ANSWER_DEADLINE)).receipt
+        return (await stub.Track(request, timeout=DEADLINE)).receipt
     identify = event_service_pb2.IdentifyRequest(identify=event.identify, options=given)
-    return (await stub.Identify(identify, timeout=ANSWER_DEADLINE)).receipt
+    return (await stub.Identify(identify, timeout=DEADLINE)).receipt
 
 
 async def send_alone(stub: Stub, ledger: Ledger, server: ServerProcess, most: int) -> None:
@@ -235,5 +223,5 @@ async def drained(server: ServerProcess, deadline: float = DRAIN_DEADLINE) -> No
     """
     async with asyncio.timeout(deadline):
         while (waiting := (await server.metrics())["outbox_events"]) > 0:  # noqa: ASYNC110  another process counts
-            await asyncio.sleep(LOOK_INTERVAL)
+            await asyncio.sleep(METRICS_INTERVAL)
     assert waiting == 0, f"the outbox says that it holds {waiting} events"

@@ -18,11 +18,12 @@ from random import Random
 from pointillist_destination.v1 import event_service_pb2
 from service.outbox.jetstream.streams import MIN_ACK_WAIT, Plan
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.crashes import DRAIN_DEADLINE, connected, draw_behaviour, running_sandbox, send_one
+from tests.acceptance.crashes import DRAIN_DEADLINE, connected, draw_behaviour, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
-from tests.acceptance.processes import ServerProcess, settings_for
 from tests.acceptance.replica_clients import ReplicaClients
 from tests.support.nats_cluster import NatsNodes, Streams, nats_nodes, streams_of
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import until
 
 MAX_SENT = 600  # new events between two kills, and as many while something is away

@@ -19,17 +19,17 @@ from rich.table import Table
 from service.clock import SystemClock
 from service.outbox.jetstream.streams import Plan
 from service.sandbox.server import Behaviour
-from tests.acceptance.crashes import running_sandbox
-from tests.acceptance.processes import ServerProcess, settings_for
 from tests.support.events import entries
 from tests.support.nats import NatsServer, nats_running
 from tests.support.nats_cluster import streams_of
 from tests.support.outboxes import opened_on_nats
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
 
 DEADLINE = 120.0  # seconds until a backlog is gone
 PUT_AT_ONCE = 500  # events
 JOIN_DELAY = 0.1  # seconds that Pointillist takes for an answer until all relays are there
-LOOK_INTERVAL = 0.05  # seconds between two looks at a relay's metrics
+METRICS_INTERVAL = 0.05  # seconds between two looks at a relay's metrics
 MEASURED = 10_000  # events for each relay that is measured
 MEASURED_CONCURRENCY = 64  # of all relays together
 MICROSECONDS = 1_000_000  # in a second
@@ -132,7 +132,7 @@ async def _put(nats: NatsServer, prefix: str, events: int) -> None:
 async def _until_delivering(relay: ServerProcess) -> None:
     async with asyncio.timeout(DEADLINE):
         while not (await _usage(relay)).delivered:  # noqa: ASYNC110  another process counts
-            await asyncio.sleep(LOOK_INTERVAL)
+            await asyncio.sleep(METRICS_INTERVAL)
 
 
 async def _usage(relay: ServerProcess) -> Usage:

@@ -10,7 +10,7 @@ import grpc
 from pointillist_destination.v1 import event_service_pb2
 from tests.acceptance.crashes import BATCHES_AHEAD, MAX_BATCH, Stub, connected, send_one
 from tests.acceptance.oracle import Ledger
-from tests.acceptance.processes import ServerProcess
+from tests.support.server_processes import ServerProcess
 from tests.support.servers import failed
 
 LONERS = 6  # clients with one event at a time

@@ -16,9 +16,11 @@ import grpc
 
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.crashes import Stub, connected, drained, drawn_seed, running_sandbox
+from tests.acceptance.crashes import Stub, connected, drained, drawn_seed
 from tests.acceptance.oracle import Events
-from tests.acceptance.processes import ServerProcess, settings_for
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE
 
 BATCHES = 20
 BATCH = 50  # events
@@ -26,8 +28,7 @@ SINGLE_CALLS = 200
 OUTCOMES = ("accepted", "duplicate", "filtered", "rejected")
 MIXED = Behaviour({"200": 10.0, "400": 2.0, "413": 1.0, "500": 2.0, "429": 0.1, "drop": 1.0, "truncate": 0.5})
 DOWN = Behaviour({"503": 1.0})
-QUIET_DEADLINE = 20.0  # seconds until the counts agree
-LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
+METRICS_INTERVAL = 0.02  # seconds between two looks at the metrics
 OUTCOME_NAMES = {
     event_service_pb2.OUTCOME_ACCEPTED: "accepted",
     event_service_pb2.OUTCOME_DUPLICATE: "duplicate",
@@ -118,9 +119,9 @@ async def balance(sandbox: Sandbox, server: ServerProcess, accepted: int) -> dic
     """
     found: dict[str, int] = {}
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(QUIET_DEADLINE):
+        async with asyncio.timeout(DEADLINE):
             while sum(found.values()) != accepted:
-                await asyncio.sleep(LOOK_INTERVAL)
+                await asyncio.sleep(METRICS_INTERVAL)
                 metrics = await server.metrics()
                 found = {
                     "delivered": len({taken.message_id for taken in sandbox.records}),

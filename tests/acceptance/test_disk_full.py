@@ -25,11 +25,13 @@ from service.errors import OutboxFullError
 from service.outbox.capacity import DISK_CHECK_INTERVAL, Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.crashes import Stub, connected, drained, running_sandbox, send_one
+from tests.acceptance.crashes import Stub, connected, drained, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
-from tests.acceptance.processes import ServerProcess, settings_for
 from tests.acceptance.test_power_loss import large_entry
 from tests.support.clock import HandClock
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE
 
 MIB = 1024 * 1024
 MAX_FILE = 3 * MIB  # what a file of the limited server may grow to
@@ -39,7 +41,6 @@ FLOOR = LARGE_DISK // 2 - 8 * MIB  # half the disk is somebody else's
 MAX_TEXT = 1500  # words in an event, so that not many are needed
 MAX_SENT = 20_000  # events after which the disk should have been full long ago
 BATCH = 20  # events
-RECOVERY_DEADLINE = 20.0  # seconds from new room to the first OK
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit and tmpfs are Linux's")
 
@@ -71,7 +72,7 @@ class Caller:
 
     async def send_until_taken(self) -> None:
         """Send until the server takes one again."""
-        async with asyncio.timeout(RECOVERY_DEADLINE):
+        async with asyncio.timeout(DEADLINE):
             while (error := await self.send()) is not None:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE, error
 
@@ -198,7 +199,7 @@ async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail
 
         # when
         limit_files(full.server, resource.RLIM_INFINITY)
-        async with asyncio.timeout(RECOVERY_DEADLINE):
+        async with asyncio.timeout(DEADLINE):
             answer = await answering
         await call.done_writing()
 

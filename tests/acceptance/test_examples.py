@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import PROJECT, running_sandbox, running_server, until_taken
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 EXAMPLES = PROJECT / "docs" / "examples"
 BUILD_DEADLINE = 540.0  # seconds; the first build fetches a language's whole library
-RUN_DEADLINE = 60.0  # seconds
 REGISTRY_SILENT = re.compile(
     r"dial tcp|no such host|ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|Unknown host|Connection refused|i/o timeout"
     r"|Could not transfer artifact|connect timed out"
@@ -72,10 +74,10 @@ async def _sends_and_tells(*command: str, folder: Path, tmp_path: Path) -> None:
     # given
     async with (
         running_sandbox() as sandbox,
-        running_server(sandbox, tmp_path, POINTILLIST_DISK_FREE_FLOOR="0") as server,
+        running_server(sandbox, tmp_path) as server,
     ):
         # when
-        said = await _run(*command, server.address, folder=folder, deadline=RUN_DEADLINE)
+        said = await _run(*command, server.address, folder=folder, deadline=DEADLINE)
 
         # then
         matched = OUTPUT.fullmatch(said)
@@ -107,7 +109,7 @@ async def test_the_python_example_sends_and_tells_the_bad_event_by_its_index(tmp
 
 
 @pytest.mark.long
-@pytest.mark.timeout(BUILD_DEADLINE + RUN_DEADLINE)
+@pytest.mark.timeout(BUILD_DEADLINE + DEADLINE)
 @pytest.mark.parametrize("copied", ["go"], indirect=True)
 async def test_the_go_example_sends_and_tells_the_bad_event_by_its_index(copied: Path, tmp_path: Path) -> None:
     _require("go")
@@ -118,7 +120,7 @@ async def test_the_go_example_sends_and_tells_the_bad_event_by_its_index(copied:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(BUILD_DEADLINE + RUN_DEADLINE)
+@pytest.mark.timeout(BUILD_DEADLINE + DEADLINE)
 @pytest.mark.parametrize("copied", ["typescript"], indirect=True)
 async def test_the_typescript_example_sends_and_tells_the_bad_event_by_its_index(copied: Path, tmp_path: Path) -> None:
     _require("node", "npm")
@@ -128,7 +130,7 @@ async def test_the_typescript_example_sends_and_tells_the_bad_event_by_its_index
 
 
 @pytest.mark.long
-@pytest.mark.timeout(BUILD_DEADLINE + RUN_DEADLINE)
+@pytest.mark.timeout(BUILD_DEADLINE + DEADLINE)
 @pytest.mark.parametrize("copied", ["java"], indirect=True)
 async def test_the_java_example_sends_and_tells_the_bad_event_by_its_index(copied: Path, tmp_path: Path) -> None:
     _require("java", "mvn")

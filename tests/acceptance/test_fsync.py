@@ -14,9 +14,10 @@ import pytest
 from pointillist_destination.v1.event_service_pb2 import TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Behaviour
-from tests.integration.processes import Server, running_sandbox, running_server
 from tests.support.events import track
-from tests.support.waiting import until
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, running_server
+from tests.support.waiting import DEADLINE, until
 
 STRACE = shutil.which("strace")
 CALLERS = 64
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed"
 
 
 @asynccontextmanager
-async def traced(server: Server, log: Path, *options: str) -> AsyncIterator[None]:
+async def traced(server: ServerProcess, log: Path, *options: str) -> AsyncIterator[None]:
     """Write down every fsync that the server makes meanwhile."""
     assert STRACE is not None
     process = await asyncio.create_subprocess_exec(
@@ -43,7 +44,7 @@ async def traced(server: Server, log: Path, *options: str) -> AsyncIterator[None
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         said = await process.stderr.readline()
     if b"attached" not in said:
         process.kill()
@@ -64,13 +65,12 @@ def fsyncs(log: Path) -> int:
 
 
 @asynccontextmanager
-async def outage(folder: Path) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
+async def outage(folder: Path) -> AsyncIterator[tuple[ServerProcess, grpc.aio.Channel]]:
     """Run a server whose relay settles nothing, so that every fsync is one of an event taken in."""
     async with running_sandbox() as sandbox:
         sandbox.behaviour = Behaviour({"hang": 1})
-        settings = {"POINTILLIST_SHUTDOWN_GRACE": "0s", "POINTILLIST_REQUEST_TIMEOUT": "1h"}
         async with (
-            running_server(sandbox, folder, **settings) as server,
+            running_server(sandbox, folder, shutdown_grace="0s", request_timeout="1h") as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             yield server, channel

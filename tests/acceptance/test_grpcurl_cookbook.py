@@ -11,9 +11,11 @@ import grpc
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc, event_service_pb2
 from pointillist_destination.v1 import event_service_pb2_grpc as event_grpc
 from service.sandbox.server import Behaviour
-from tests.integration.processes import PROJECT, running_sandbox, running_server
 from tests.support.events import track
+from tests.support.paths import PROJECT
 from tests.support.recipes import recipes_of
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import running_server
 from tests.support.waiting import DEADLINE
 
 COOKBOOK = PROJECT / "docs" / "grpcurl.md"

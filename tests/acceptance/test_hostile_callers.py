@@ -22,8 +22,10 @@ from pointillist_destination.v1 import event_service_pb2
 from service.sandbox.server import Sandbox
 from service.server.dead_letter_service import SERVICE_NAME as DEAD_LETTER_SERVICE
 from service.server.event_service import SERVICE_NAME as EVENT_SERVICE
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, identify, track
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE
 
 UNARY = [f"/{EVENT_SERVICE}/{name}" for name in ("Track", "Identify")] + [
     f"/{DEAD_LETTER_SERVICE}/{name}" for name in ("List", "Get", "Replay", "Delete")
@@ -36,12 +38,10 @@ AT_ONCE = 50  # attacks under way at once
 IDLE_STREAMS = 1_000
 ABANDONED = 500  # calls whose deadline passes at once
 CONNECTIONS = 4  # over which idle streams are spread
-ANSWER_DEADLINE = 60.0  # seconds for any answer
 NOTHING_KEPT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """Has the C library give freed memory back at once, so that what a process has is what it uses."""
 MAX_ROUNDS = 3  # of all attacks; memory that grew in each of them is not given back
 MAX_MEMORY = 32 * 1024  # KiB above what was in use before
-MEMORY_DEADLINE = 20.0  # seconds until memory is back
 HONEST_INTERVAL = 0.01  # seconds between two calls of an honest caller
 
 Code: TypeAlias = grpc.StatusCode
@@ -66,9 +66,7 @@ class Evidence:
 # -- one hostile call
 
 
-async def unary(
-    channel: grpc.aio.Channel, method: str, request: bytes, seconds: float = ANSWER_DEADLINE
-) -> grpc.StatusCode:
+async def unary(channel: grpc.aio.Channel, method: str, request: bytes, seconds: float = DEADLINE) -> grpc.StatusCode:
     """Send bytes as one request."""
     method_: Any = channel.unary_unary(method)
     call = method_(request, timeout=seconds)
@@ -86,7 +84,7 @@ async def stream(target: str, frames: Sequence[bytes]) -> grpc.StatusCode:
     def send() -> grpc.StatusCode:
         with grpc.insecure_channel(target) as channel:
             method: Any = channel.stream_stream(BATCH_SEND)
-            call = method(iter(frames), timeout=ANSWER_DEADLINE)
+            call = method(iter(frames), timeout=DEADLINE)
             with contextlib.suppress(grpc.RpcError):  # its code tells
                 deque(call, maxlen=0)
             code: grpc.StatusCode = call.code()
@@ -228,7 +226,7 @@ async def half_closed_streams(channel: grpc.aio.Channel, address: str) -> Codes:
     request = batch(20)
 
     async def never_reads() -> grpc.StatusCode:
-        call: Any = channel.stream_stream(BATCH_SEND)(timeout=ANSWER_DEADLINE)
+        call: Any = channel.stream_stream(BATCH_SEND)(timeout=DEADLINE)
         for _ in range(3):
             await call.write(request)
         await call.done_writing()
@@ -336,7 +334,7 @@ async def honest_callers(address: str, evidence: Evidence) -> AsyncIterator[None
 async def memory_once_given_back(server: ServerProcess, before: int) -> int:
     """What a server has in use some time after an attack, in KiB."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(MEMORY_DEADLINE):
+        async with asyncio.timeout(DEADLINE):
             while memory_of(server) - before > MAX_MEMORY:  # noqa: ASYNC110  the kernel sets no event
                 await asyncio.sleep(0.1)
     return memory_of(server)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import DEADLINE, PROJECT, running_sandbox, running_server, until_taken
+from tests.support.paths import PROJECT
 from tests.support.recipes import recipes_of
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 PAGE = PROJECT / "docs" / "importing.md"
 

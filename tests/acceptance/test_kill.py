@@ -8,8 +8,10 @@ import grpc
 
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from tests.integration.processes import running_sandbox, running_server, until_taken
 from tests.support.events import event
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 BATCH = 20  # events
 BATCHES = 10_000  # far more than are answered before the kill
@@ -23,7 +25,7 @@ async def test_every_event_that_was_counted_as_accepted_reaches_pointillist_afte
     async with running_sandbox() as sandbox:
         # given a server in the middle of a stream
         async with (
-            running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server,
+            running_server(sandbox, tmp_path, relay_workers=relay_workers) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
             call = EventServiceStub(channel).BatchSend()
@@ -44,9 +46,9 @@ async def test_every_event_that_was_counted_as_accepted_reaches_pointillist_afte
         assert len(accepted) > BATCH * ANSWERED
 
         # then
-        async with running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers):
+        async with running_server(sandbox, tmp_path, relay_workers=relay_workers):
             taken: set[str] = set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 while not accepted <= taken:
                     taken = await until_taken(sandbox, len(accepted))
                     await asyncio.sleep(0.01)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import EVENTS, PROJECT, end, kill, read_until, running_sandbox, start
+from tests.support.paths import EVENTS, PROJECT
+from tests.support.processes import end, kill, read_until, start
+from tests.support.sandboxes import running_sandbox
 
 MODULE = "service.cli.demo"
 PORTS = {"POINTILLIST_GRPC_LISTEN": "127.0.0.1:0", "POINTILLIST_METRICS_LISTEN": "127.0.0.1:0"}

@@ -8,9 +8,10 @@ import pytest
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb2
 from service.sandbox.server import Behaviour, TakenRecord
-from tests.acceptance.crashes import CrashRun, connected, drained, drawn_seed, running_sandbox, send_one
+from tests.acceptance.crashes import CrashRun, connected, drained, drawn_seed, send_one
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
-from tests.acceptance.processes import ServerProcess, settings_for
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import until
 
 KILLS = 10

@@ -29,9 +29,9 @@ from service.relay.relay import Relay
 from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
 from tests.support.events import entries
+from tests.support.paths import PROJECT
 from tests.support.waiting import until
 
-PROJECT = Path(__file__).parents[2]
 OUTAGE = 6 * 3600.0  # seconds
 LATENCY = 0.02  # seconds that Pointillist takes for an answer
 BATCH = 1_000  # events put at once

@@ -31,8 +31,8 @@ from service.outbox.capacity import Bounds
 from service.outbox.sqlite.opening import CHECKPOINT_PAGES
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.acceptance.crashes import CrashRun, drawn_seed
-from tests.acceptance.processes import PROJECT
 from tests.support.events import entry
+from tests.support.paths import PROJECT
 
 POWER_CUTS = 5
 ROUNDS = 24  # OKs of the observed process; enough that its log is folded into its file

@@ -11,13 +11,13 @@ import pytest
 from pointillist_destination.v1 import dead_letter_service_pb2 as messages
 from pointillist_destination.v1 import dead_letter_service_pb2_grpc, event_service_pb2, event_service_pb2_grpc
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.clock import HandClock
 from tests.support.events import entries, event
 from tests.support.outboxes import ALL, bury, opened
-from tests.support.waiting import until
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE, until
 
-DEADLINE = 20.0  # seconds
 MANY = 10_000  # dead letters, enough for a replay to be killed in the middle of
 
 

@@ -11,17 +11,16 @@ import grpc
 from pointillist_destination.v1.event_service_pb2 import OUTCOME_ACCEPTED, OUTCOME_DELIVERED, SendOptions, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.crashes import running_sandbox
-from tests.acceptance.processes import ServerProcess, settings_for
-from tests.integration.processes import Ended, run
 from tests.support.events import track
 from tests.support.nats import NatsServer
+from tests.support.processes import Ended, run
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.servers import failure
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 LETTERS = 3
 WAIT = SendOptions(wait_for_delivery=True)
-WAIT_DEADLINE = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Replicas:
         """Send an event to the one that accepts; gives the outcome."""
         async with grpc.aio.insecure_channel(self.accepting.address) as channel:
             request = TrackRequest(track=track(number), options=options)
-            return (await EventServiceStub(channel).Track(request, timeout=WAIT_DEADLINE)).receipt.outcome
+            return (await EventServiceStub(channel).Track(request, timeout=DEADLINE)).receipt.outcome
 
 
 async def letters(replica: ServerProcess, *arguments: str) -> Ended:
@@ -103,6 +102,6 @@ async def test_what_one_replica_gave_up_another_lists_shows_deletes_and_replays(
 
 async def _until_letters(replica: ServerProcess, count: int) -> None:
     """Wait until so many dead letters are told of by a replica that made none of them."""
-    async with asyncio.timeout(WAIT_DEADLINE):
+    async with asyncio.timeout(DEADLINE):
         while len(await replica.dead_letters()) < count:
             pass

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from tests.integration.processes import DEADLINE, PROJECT, kill, read_until
+from tests.support.paths import PROJECT
+from tests.support.processes import kill, read_until
+from tests.support.waiting import DEADLINE
 
 PAGE = (PROJECT / "docs" / "scaling.md").read_text()
 CONFIGURATION = re.compile(r"`nats\.conf`:\n\n```\n(.*?)```\n", re.DOTALL)

@@ -29,11 +29,11 @@ from service.config.token import watch_token
 from service.intake.callers import watch_callers
 from service.outbox.factory import nats_access
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.processes import ServerProcess, settings_for
-from tests.integration.processes import run
 from tests.support.events import event, track
 from tests.support.nats import nats_running
-from tests.support.waiting import until
+from tests.support.processes import run
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE, until
 
 API_TOKEN = "planted-api-token-4b1d"
 NEW_API_TOKEN = "planted-new-api-token-77ce"
@@ -226,7 +226,7 @@ def public_key(seed: str) -> str:
 async def call_once(address: str, number: int, said: list[str]) -> grpc.StatusCode:
     """Send an event; gives the status, and keeps what an error said."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call = EventServiceStub(channel).Track(TrackRequest(track=track(number)), timeout=20)
+        call = EventServiceStub(channel).Track(TrackRequest(track=track(number)), timeout=DEADLINE)
         try:
             await call
         except grpc.aio.AioRpcError as error:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import end, run, running_sandbox, running_server, start, until_taken
+from tests.support.processes import end, run, start
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
 
 COUNT = 2000  # events in the file, without ids of their own
 BAD = 5  # lines among them that are refused, at the beginning
@@ -32,9 +34,7 @@ async def test_a_file_whose_sending_was_stopped_midway_is_sent_again_and_each_ev
     file, refused = str(big_file(tmp_path / "big.jsonl")), tmp_path / "refused.jsonl"
     async with (
         running_sandbox() as sandbox,
-        running_server(
-            sandbox, tmp_path, POINTILLIST_OUTBOX_MAX_EVENTS=str(MAX_WAITING), POINTILLIST_DISK_FREE_FLOOR="0"
-        ) as server,
+        running_server(sandbox, tmp_path, outbox_max_events=str(MAX_WAITING)) as server,
     ):
         # given
         sending = ("send", file, "--target", server.address, "--batch-size", "10")

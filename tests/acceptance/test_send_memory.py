@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import PROJECT, running_sandbox, running_server
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import running_server
 
 MEBIBYTE = 1024  # kB, in which Linux counts memory
 MAX_GROWTH = 12 * MEBIBYTE  # kB between two runs, for what is under way and the allocator's moods

@@ -22,15 +22,15 @@ from pointillist_destination.v1 import (
     event_service_pb2_grpc,
 )
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
-from tests.support.waiting import until
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE, until
 
 WRONG_TOKEN = "a-token-of-yesterday"
 REDIRECTS = (302, 307, 301, 303, 308)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-DEADLINE = 20.0  # seconds
 
 
 @dataclass

@@ -12,10 +12,11 @@ import grpc
 import pytest
 
 from service.sandbox.server import Behaviour, Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.acceptance.test_setup_wrong import NOT_SERVING, SERVING, Server
 from tests.support.certificates import OPENSSL, make_authority
 from tests.support.processes import PROC, children, is_alive
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import until
 
 WORKERS = 2

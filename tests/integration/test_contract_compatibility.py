@@ -22,7 +22,9 @@ from google.rpc import error_details_pb2, status_pb2
 from pointillist_destination.v1 import event_service_pb2
 from service.events.segment_json import Imported, import_message
 from service.sandbox.server import Behaviour, Sandbox
-from tests.integration.processes import PROJECT, running_sandbox, running_server, until_taken
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
 from tests.support.waiting import until
 
 CONTRACTS = sorted((PROJECT / "tests" / "data").glob("contract_*.binpb"))

@@ -11,9 +11,19 @@ import pytest_asyncio
 from pointillist_destination.v1.event_service_pb2 import IdentifyRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import identify, track
-from tests.support.monitoring import LOOK_INTERVAL, PROMETHEUS, Prometheus, filled, panels, scraping, selectors, silent
+from tests.support.monitoring import (
+    LOOK_INTERVAL,
+    PROMETHEUS,
+    Prometheus,
+    filled,
+    panels,
+    scraping,
+    selectors,
+    silent,
+)
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import DEADLINE
 
 pytestmark = [

@@ -17,11 +17,11 @@ from service.errors import MappingFileError
 from service.mapping.mapping import Mapping
 from service.reloader import watch_mapping
 from service.sandbox.server import Sandbox
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event
-from tests.support.waiting import until
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE, until
 
-DEADLINE = 20.0  # seconds
 BAD = "event_source = 5\n"
 
 

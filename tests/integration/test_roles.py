@@ -15,10 +15,11 @@ from service.config.role import Role
 from service.config.settings import load_settings
 from service.errors import OutboxUnusableError
 from service.sandbox.server import Behaviour, Sandbox
-from tests.integration.processes import run
 from tests.support.events import event, track
 from tests.support.nats import NatsServer, nats_running
-from tests.support.servers import NAME, NOT_SERVING, SERVING, TOKEN, Serving, failure, serving, until_health
+from tests.support.processes import run
+from tests.support.sandboxes import TOKEN
+from tests.support.servers import NAME, NOT_SERVING, SERVING, Serving, failure, serving, until_health
 from tests.support.waiting import DEADLINE, until
 
 AWAITED = event_service_pb2.SendOptions(wait_for_delivery=True)
@@ -61,12 +62,12 @@ async def test_who_waits_at_one_replica_hears_of_the_delivery_by_another(
     sandbox = Sandbox(api_token=TOKEN)
     async with pair(tmp_path, nats_server, prefix, sandbox) as (accepting, _):
         request = event_service_pb2.TrackRequest(track=track(1), options=AWAITED)
-        answer = await accepting.events.Track(request, timeout=20)
+        answer = await accepting.events.Track(request, timeout=DEADLINE)
         assert answer.receipt.outcome == event_service_pb2.OUTCOME_DELIVERED
 
         sandbox.behaviour = Behaviour(answers={"400": 1.0})
         request = event_service_pb2.TrackRequest(track=track(2), options=AWAITED)
-        failed = await failure(accepting.events.Track(request, timeout=20))
+        failed = await failure(accepting.events.Track(request, timeout=DEADLINE))
         assert (failed.code, failed.info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REFUSED_BY_POINTILLIST")
 
 

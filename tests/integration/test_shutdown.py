@@ -11,9 +11,12 @@ import pytest
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Behaviour, Sandbox
-from tests.integration.processes import end, running_sandbox, running_server, start, until_taken
 from tests.support.events import event, track
+from tests.support.processes import end, start
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
 from tests.support.servers import NAME, NOT_SERVING, SERVING, failed, until_health
+from tests.support.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -26,15 +29,14 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 async def test_a_signal_ends_an_idle_server_with_exit_code_0(
     sandbox: Sandbox, tmp_path: Path, number: signal.Signals, relay_workers: str
 ) -> None:
-    async with running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server:
+    async with running_server(sandbox, tmp_path, relay_workers=relay_workers) as server:
         server.process.send_signal(number)
-        assert (await end(server.process)).code == 0
+        await server.ended()
 
 
 async def test_readiness_ends_first_and_calls_still_work_during_the_delay(sandbox: Sandbox, tmp_path: Path) -> None:
-    settings = {"POINTILLIST_SHUTDOWN_DELAY": "60s"}
     async with (
-        running_server(sandbox, tmp_path, **settings) as server,
+        running_server(sandbox, tmp_path, shutdown_delay="60s") as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         # given
@@ -52,7 +54,7 @@ async def test_readiness_ends_first_and_calls_still_work_during_the_delay(sandbo
 
         # and a second signal ends the delay
         server.process.send_signal(signal.SIGTERM)
-        assert (await end(server.process)).code == 0
+        await server.ended()
     assert await until_taken(sandbox, 1) == {"m-1"}
 
 
@@ -76,7 +78,7 @@ async def test_a_stream_is_answered_for_what_it_took_and_ends_unavailable(sandbo
         error = failed(raised.value)
         assert (error.code, error.info.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert error.retry_after is not None
-        assert (await end(server.process)).code == 0
+        await server.ended()
 
 
 async def test_what_was_not_delivered_is_delivered_after_the_restart(
@@ -85,14 +87,14 @@ async def test_what_was_not_delivered_is_delivered_after_the_restart(
     # given
     sandbox.behaviour = Behaviour({"503": 1})
     async with (
-        running_server(sandbox, tmp_path, POINTILLIST_RELAY_WORKERS=relay_workers) as server,
+        running_server(sandbox, tmp_path, relay_workers=relay_workers) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         for number in range(20):
             await EventServiceStub(channel).Track(TrackRequest(track=track(number)))
 
         # when
-        assert (await server.terminate()).code == 0
+        await server.stop()
     assert sandbox.taken == 0
     sandbox.behaviour = Behaviour()
 
@@ -106,22 +108,18 @@ async def test_a_delivery_that_hangs_does_not_hold_the_shutdown_beyond_its_grace
 ) -> None:
     # given
     sandbox.behaviour = Behaviour({"hang": 1})
-    settings = {
-        "POINTILLIST_SHUTDOWN_GRACE": "100ms",
-        "POINTILLIST_REQUEST_TIMEOUT": "1h",
-        "POINTILLIST_RELAY_WORKERS": relay_workers,
-    }
+    settings = {"shutdown_grace": "100ms", "request_timeout": "1h", "relay_workers": relay_workers}
     async with (
         running_server(sandbox, tmp_path, **settings) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         await EventServiceStub(channel).Track(TrackRequest(track=track()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not sandbox.requests:  # noqa: ASYNC110  the sandbox sets no event
                 await asyncio.sleep(0.01)
 
         # when, then
-        assert (await server.terminate()).code == 0
+        await server.stop()
     sandbox.behaviour = Behaviour()
     async with running_server(sandbox, tmp_path):
         assert await until_taken(sandbox, 1) == {"m-1"}

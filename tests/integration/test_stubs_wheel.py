@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import PROJECT, running_sandbox, running_server
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import running_server
 
 STUBS = PROJECT / "generated"
 EXAMPLE = PROJECT / "docs" / "examples" / "python" / "send_events.py"

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 
+from tests.support.paths import DEPLOY
 from tests.support.waiting import DEADLINE, until
 
-DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 DASHBOARD: Final = DEPLOY / "grafana" / "dashboard.json"
 ALERTS: Final = DEPLOY / "prometheus" / "alerts.yaml"
 JOB: Final = "pointillist-destination"

@@ -16,9 +16,9 @@ from service.app import App
 from service.config.role import Role
 from service.config.settings import load_settings
 from service.sandbox.server import Sandbox
+from tests.support.sandboxes import TOKEN
 from tests.support.waiting import DEADLINE
 
-TOKEN = "token"
 NAME = "pointillist_destination.v1.EventService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -56,7 +56,7 @@ class Serving:
     async def stop(self) -> None:
         """Stop the server as a signal does, and wait for its end."""
         self.app.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await self.task
 
 

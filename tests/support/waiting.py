@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-DEADLINE = 20.0  # seconds for anything that has to happen at all
+DEADLINE = 60.0  # seconds for anything that has to happen at all, on a busy machine too
 INTERVAL = 0.002  # seconds between two looks
 
 

@@ -18,12 +18,13 @@ from service.mapping.mapping_file import load_mapping
 from service.outbox.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
 from service.sandbox.server import Sandbox
 from service.server.health import LIVENESS
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
-from tests.support.monitoring import ALERTS, DASHBOARD, DEPLOY, JOB, filled, metric_names, panels
+from tests.support.monitoring import ALERTS, DASHBOARD, JOB, filled, metric_names, panels
+from tests.support.paths import DEPLOY, PROJECT
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is a development dependency")
 
-PROJECT: Final = Path(__file__).parents[2]
 ALERTS_TEST: Final = DEPLOY / "prometheus" / "alerts_test.yaml"
 KUBERNETES: Final = DEPLOY / "kubernetes"
 UNIT: Final = DEPLOY / "systemd" / "pointillist-destination.service"

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.sandbox.server import Behaviour, Sandbox
-from tests.integration.processes import DEADLINE, Ended, run, running_sandbox, running_server, until_taken
+from tests.support.processes import Ended, run
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 
 def tracks(count: int, event: str = "Seen") -> bytes:

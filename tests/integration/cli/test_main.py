@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from tests.integration.processes import Ended, end, kill, read_until, run, running_sandbox, running_server, start
+from tests.support.processes import Ended, kill, read_until, run, start
+from tests.support.sandboxes import running_sandbox
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 TOKEN = {"POINTILLIST_API_TOKEN": "token", "POINTILLIST_METRICS_LISTEN": ""}
 
@@ -106,11 +109,10 @@ async def test_serve_ends_well_on_a_signal(number: signal.Signals, tmp_path: Pat
     async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
         # when
         server.process.send_signal(number)
-        ended = await end(server.process)
+        await server.ended()
 
     # then
-    assert ended.code == 0
-    assert json.loads(ended.err_lines[-1])["event"] == "stopped"
+    assert json.loads(server.log[-1])["event"] == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ async def test_sandbox_insists_on_its_token_and_prints_the_records_it_takes() ->
                 async with client.post(said.split()[-1], json=record, headers={"apiToken": token}) as response:
                     statuses.append(response.status)
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             out, _ = await process.communicate()
 
         # then

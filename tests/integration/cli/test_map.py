@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from service.cli.input_file import LONGEST_LINE
-from tests.integration.processes import DEADLINE, EVENTS, PROJECT, Ended, end, run, start
+from tests.support.paths import EVENTS, PROJECT
+from tests.support.processes import Ended, end, run, start
+from tests.support.waiting import DEADLINE
 
 TRACK = b'{"type": "track", "userId": "u-1", "event": "Seen"}\n'
 

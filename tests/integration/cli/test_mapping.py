@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.integration.processes import run
+from tests.support.processes import run
 
 ROW = '[[track]]\nfrom = "properties"\nto = "labels_and_numbers"\n'
 ACTOR = '[[track]]\nfrom = "properties.order_id"\nto = "actors.Order.orderId"\n'

@@ -12,7 +12,7 @@ from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, event
 from tests.support.outboxes import REFUSAL, opened, refusal
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_who_waits_for_room_goes_on_when_there_is_some(path: Path, clock: 
 
         for stored in events:
             outbox.ack(stored)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             await waiting
 
 

@@ -10,7 +10,7 @@ from service.outbox.base import Entry, OpenOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, Backend, bury, take
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ async def test_an_event_that_is_put_back_comes_again_after_its_delay(
     if backend.goes_by_the_clock:
         clock.move(0.1)
     elif not again:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await heard.wait()
     again = again or await take(outbox, 1)
 

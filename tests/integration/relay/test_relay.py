@@ -21,7 +21,7 @@ from tests.support.events import entries, entry
 from tests.support.nats import NatsServer
 from tests.support.outboxes import ALL, Backend, on_jetstream, take
 from tests.support.relays import TAKEN, Relaying, Relays, Script
-from tests.support.waiting import turns, until
+from tests.support.waiting import DEADLINE, turns, until
 
 UNAVAILABLE = Answer(503, body_start="busy")
 REFUSED = Answer(400, body_start="no such label")
@@ -391,7 +391,7 @@ async def test_who_waits_for_a_delivery_hears_of_it(relaying: Relays, backend: B
     async with relaying(backend, script) as running:
         with running.deliveries.expect("m-0") as delivered, running.deliveries.expect("m-1") as refused:
             await running.outbox.put(entries(2))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE):
                 assert await delivered is None
                 assert await refused == Refusal("400", 400, "no such label")
 

@@ -30,7 +30,7 @@ from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.outboxes import opened
 from tests.support.processes import children, is_alive
 from tests.support.relays import REQUEST_TIMEOUT, Relaying, Script, relaying, set_up_for
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 BUILT_IN = load_mapping(None)
 
@@ -364,7 +364,7 @@ async def test_stopping_does_not_wait_for_a_worker_that_reads_nothing(sandbox: S
         assert worker.writer.transport.get_write_buffer_size()
 
         # when
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await workers.stop(0.0)
 
         # then
@@ -379,7 +379,7 @@ async def test_stopping_at_any_moment_of_a_start_leaves_no_process(
     before = children(os.getpid())
     async with told(sandbox.url, count=2) as (_, workers):
         await until(lambda: moment(workers))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await workers.stop(1.0)
         assert children(os.getpid()) <= before
         assert workers.alive == 0

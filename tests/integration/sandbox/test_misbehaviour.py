@@ -7,7 +7,8 @@ from io import BytesIO
 import pytest
 
 from service.sandbox.server import Behaviour, Sandbox
-from tests.integration.sandbox.sandbox_support import DEADLINE, raw_answer, raw_post, record, refusal, running, until
+from tests.support.sandboxes import raw_answer, raw_post, record, refusal, running
+from tests.support.waiting import DEADLINE, until
 
 
 @pytest.mark.parametrize("status", [401, 404, 408, 429, 500, 503, 599])

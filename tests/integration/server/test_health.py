@@ -12,7 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from pointillist_destination.v1.event_service_pb2 import TrackRequest
 from service.sandbox.server import Behaviour, Sandbox
 from tests.support.events import track
-from tests.support.servers import NAME, NOT_SERVING, SERVING, TOKEN, Serving, serving, until_health
+from tests.support.sandboxes import TOKEN
+from tests.support.servers import NAME, NOT_SERVING, SERVING, Serving, serving, until_health
 from tests.support.waiting import until
 
 NAMES = ["", NAME, "liveness", "delivery"]

@@ -21,8 +21,10 @@ from pointillist_destination.v1 import (
     event_service_pb2_grpc,
 )
 from service.server.grpc_server import MAX_MESSAGE_SIZE
-from tests.integration.processes import PROJECT, running_sandbox, running_server, until_taken
 from tests.support.events import event, track
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
 from tests.support.waiting import until
 
 SERVICE_CONFIG = PROJECT / "deploy" / "service-config.json"
@@ -135,20 +137,19 @@ async def test_no_unary_call_fails_while_the_server_is_restarted(tmp_path: Path,
         grpc.aio.insecure_channel(address, options=[("grpc.service_config", SERVICE_CONFIG.read_text())]) as channel,
     ):
         stub: event_service_pb2_grpc.EventServiceAsyncStub = event_service_pb2_grpc.EventServiceStub(channel)
-        async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=address) as server:
+        async with running_server(sandbox, tmp_path, grpc_listen=address) as server:
             callers = [asyncio.create_task(call_on(stub, caller)) for caller in range(CALLERS)]
             await until(lambda: len(answered) >= BEFORE)
 
             # when
-            ended = await server.terminate()
+            await server.stop()
         before = len(answered)
-        async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=address):
+        async with running_server(sandbox, tmp_path, grpc_listen=address):
             await until(lambda: len(answered) >= before + AFTER or any(caller.done() for caller in callers))
             enough.set()
             await asyncio.gather(*callers)
 
             # then
-            assert ended.code == 0
             assert len(set(answered)) == len(answered)
             assert await until_taken(sandbox, len(answered)) == set(answered)
 
@@ -173,18 +174,17 @@ async def test_a_stream_that_resumes_from_its_first_unanswered_batch_loses_nothi
 
     with channel, ThreadPoolExecutor(1) as thread:
         async with running_sandbox() as sandbox:
-            async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=address) as server:
+            async with running_server(sandbox, tmp_path, grpc_listen=address) as server:
                 sending = asyncio.get_running_loop().run_in_executor(thread, send)
                 await until(lambda: answers)
 
                 # when
-                ended = await server.terminate()
+                await server.stop()
                 held.let.set()
-            async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=address):
+            async with running_server(sandbox, tmp_path, grpc_listen=address):
                 await sending
 
                 # then
-                assert ended.code == 0
                 assert [answer.sequence for answer in answers] == list(range(BATCHES))
                 assert sum(answer.accepted + answer.duplicates for answer in answers) == BATCHES * BATCH_EVENTS
                 assert len(await until_taken(sandbox, BATCHES * BATCH_EVENTS)) == BATCHES * BATCH_EVENTS

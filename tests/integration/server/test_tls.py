@@ -20,7 +20,7 @@ from service.server.grpc_server import exposure
 from tests.support.certificates import OPENSSL, Pair, make_authority, make_certificate
 from tests.support.events import event, track
 from tests.support.servers import Serving, serving
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
 
@@ -67,7 +67,7 @@ def channel(server: Serving, authority: Pair, own: Pair | None = None) -> grpc.a
 async def is_let_in(over: grpc.aio.Channel) -> bool:
     async with over:
         try:
-            await EventServiceStub(over).Track(TrackRequest(track=track(message_id="")), timeout=20)
+            await EventServiceStub(over).Track(TrackRequest(track=track(message_id="")), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017  # what a failed handshake looks like
             return False
@@ -109,7 +109,7 @@ async def test_grpcurl_calls_with_a_certificate(
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 return await process.wait()
 
         assert await grpcurl("-cert", client_pair.certificate, "-key", client_pair.key) == 0
@@ -141,7 +141,7 @@ async def test_a_renewed_certificate_is_taken_up_and_open_streams_live_on(
             files.key.write_bytes(renewed.key.read_bytes())
 
             # then new connections get the new certificate
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 while not await is_let_in(channel(server, new_authority)):
                     pass
             assert not await is_let_in(channel(server, authority))

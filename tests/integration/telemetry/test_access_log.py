@@ -15,8 +15,9 @@ from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, Track
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Sandbox
 from service.telemetry.access_log import MAX_FAILED_LINES, MAX_OK_LINES, AccessLog, host
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import until
 
 TRACK = "/pointillist_destination.v1.EventService/Track"

@@ -14,8 +14,10 @@ from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, Track
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Sandbox
 from service.telemetry.grpc_metrics import GrpcMetrics
-from tests.acceptance.processes import TOKEN, ServerProcess, settings_for
 from tests.support.events import event, track
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.waiting import DEADLINE
 
 SERVICE = "pointillist_destination.v1.EventService"
 CALLER = "a-token-of-checkout"
@@ -37,7 +39,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 
 async def metrics_once(server: ServerProcess, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The metrics, as soon as they are so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         while not condition(found := await server.metrics()):
             pass
     return found

@@ -25,8 +25,10 @@ from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.pointillist.answer import Answer, Failure
 from service.sandbox.server import Behaviour, Sandbox
 from service.telemetry.tracing import is_wanted, start_tracing
-from tests.acceptance.processes import PROJECT, TOKEN, ServerProcess, settings_for
 from tests.support.events import track
+from tests.support.paths import PROJECT
+from tests.support.sandboxes import TOKEN
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.servers import serving
 from tests.support.waiting import until
 

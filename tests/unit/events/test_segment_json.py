@@ -1,7 +1,6 @@
 """Messages of Segment JSON as events: lines, types, ids, bodies, times."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +8,7 @@ from google.protobuf import json_format
 
 from pointillist_destination.v1 import event_pb2
 from service.events.segment_json import Imported, Refused, Skipped, import_line, import_message
-
-REAL_EVENTS = Path(__file__).parents[2] / "data" / "segment_events.jsonl"
+from tests.support.paths import EVENTS
 
 
 def track(**fields: Any) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def test_a_line_that_is_no_json_object_is_refused_whole(line: bytes, reason: str
 
 
 def test_the_real_events_of_segments_libraries_are_taken() -> None:
-    results = [result for line in REAL_EVENTS.read_bytes().splitlines() for result in import_line(line)]
+    results = [result for line in EVENTS.read_bytes().splitlines() for result in import_line(line)]
 
     assert [type(result).__name__ for result in results].count("Imported") == 19
     assert [result.type for result in results if isinstance(result, Skipped)] == ["page", "page", "group"]

@@ -1,14 +1,14 @@
 """Messages in the shape of every official library, with what becomes of each."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pointillist_destination.v1 import event_pb2
 from service.events.segment_json import Imported, Skipped, import_line
+from tests.support.paths import DATA
 
-LIBRARIES = Path(__file__).parents[2] / "data" / "segment_libraries.jsonl"
+LIBRARIES = DATA / "segment_libraries.jsonl"
 RESULTS = [result for line in LIBRARIES.read_bytes().splitlines() for result in import_line(line)]
 IMPORTED = {
     message.message_id or message.user_id: (message, result)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_pb2
 from service.events.segment_json import Imported, Refused, Skipped, import_line, import_message
-
-DATA = Path(__file__).parents[2] / "data"
+from tests.support.paths import DATA
 
 scalars = (
     st.none()

@@ -2,14 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from service.events.segment_json import Imported, import_message
 from service.mapping.mapping_file import compile_mapping, load_mapping
+from tests.support.paths import PROJECT
 
-PAGE = (Path(__file__).parents[3] / "docs" / "mapping.md").read_text()
+PAGE = (PROJECT / "docs" / "mapping.md").read_text()
 EXAMPLES = re.findall(r"<!-- example: (\w+) -->\n```json\n(.*?)```\n\nbecomes\n\n```json\n(.*?)```", PAGE, re.DOTALL)
 RECIPES = re.findall(r"### ([^\n]*)\n\n<!-- recipe -->\n```toml\n(.*?)```", PAGE, re.DOTALL)
 

@@ -8,7 +8,6 @@ which a gRPC client may paste under the message's type.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,8 +21,8 @@ from service.events.segment_json import Imported, Result, Skipped, import_line
 from service.events.validation import violations
 from service.mapping.mapping_file import load_mapping
 from service.sandbox.record_shape import record_fault
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parents[2] / "data"
 MAPPING = load_mapping(None)
 TAKEN_AT = 1_800_000_000_000  # milliseconds since the epoch: 2027-01-15T08:00:00Z
 EVENT_KEY = '"event": '

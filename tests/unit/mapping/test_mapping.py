@@ -2,7 +2,6 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import orjson
 import pytest
@@ -11,14 +10,13 @@ from google.protobuf.struct_pb2 import Value
 
 from pointillist_destination.v1.event_pb2 import Event
 from service.mapping.mapping_file import compile_mapping, load_mapping
+from tests.support.paths import EVENTS
 
 ACCEPTED_AT = 1_771_885_735_111  # 2026-02-23T22:28:55.111Z
 BUILT_IN = load_mapping(None)
 SAMPLES = [
     segment
-    for segment in map(
-        orjson.loads, (Path(__file__).parents[2] / "data" / "segment_events.jsonl").read_bytes().splitlines()
-    )
+    for segment in map(orjson.loads, EVENTS.read_bytes().splitlines())
     if segment["type"] in ("identify", "track")
 ]
 

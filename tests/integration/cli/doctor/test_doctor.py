@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from service.sandbox.server import Behaviour
-from tests.integration.processes import end, run, running_sandbox, running_server, start
 from tests.support.certificates import OPENSSL, make_authority, make_certificate
+from tests.support.processes import end, run, start
+from tests.support.sandboxes import TOKEN, running_sandbox
+from tests.support.server_processes import running_server
 
 
 def settings(folder: Path, url: str, **changed: str) -> Mapping[str, str]:
@@ -53,9 +55,17 @@ async def test_what_is_wrong_is_said_with_what_to_do_about_it_and_the_exit_code_
 
 async def test_beside_a_running_server_its_own_addresses_are_all_right(tmp_path: Path) -> None:
     health, metrics = free_address(), free_address()
-    listens = {"POINTILLIST_HEALTH_LISTEN": health, "POINTILLIST_METRICS_LISTEN": metrics}
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path, **listens) as server:
-        environ = settings(tmp_path, sandbox.url, POINTILLIST_GRPC_LISTEN=server.address, **listens)
+    async with (
+        running_sandbox() as sandbox,
+        running_server(sandbox, tmp_path, health_listen=health, metrics_listen=metrics) as server,
+    ):
+        environ = settings(
+            tmp_path,
+            sandbox.url,
+            POINTILLIST_GRPC_LISTEN=server.address,
+            POINTILLIST_HEALTH_LISTEN=health,
+            POINTILLIST_METRICS_LISTEN=metrics,
+        )
 
         ended = await run("doctor", environ=environ)
 
@@ -68,13 +78,13 @@ async def test_beside_a_running_server_its_own_addresses_are_all_right(tmp_path:
 @pytest.mark.parametrize(
     ("token", "answer", "grade", "said"),
     [
-        ("token", "200", "ok", "Pointillist answers 400 to an empty record: it is there, and takes the token"),
+        (TOKEN, "200", "ok", "Pointillist answers 400 to an empty record: it is there, and takes the token"),
         ("wrong", "200", "error", "Pointillist answers 401 to an empty record"),
-        ("token", "404", "error", "Pointillist answers 404 to an empty record"),
-        ("token", "302", "error", "Pointillist answers 302 to an empty record"),
-        ("token", "503", "warning", "Pointillist answers 503 to an empty record"),
-        ("token", "408", "warning", "Pointillist answers 408 to an empty record"),
-        ("token", "407", "error", "Pointillist answers 407 to an empty record"),
+        (TOKEN, "404", "error", "Pointillist answers 404 to an empty record"),
+        (TOKEN, "302", "error", "Pointillist answers 302 to an empty record"),
+        (TOKEN, "503", "warning", "Pointillist answers 503 to an empty record"),
+        (TOKEN, "408", "warning", "Pointillist answers 408 to an empty record"),
+        (TOKEN, "407", "error", "Pointillist answers 407 to an empty record"),
     ],
 )
 async def test_a_probe_says_what_pointillist_makes_of_the_token(
@@ -105,7 +115,7 @@ async def test_the_health_check_succeeds_while_the_server_serves_and_fails_after
         environ = {"POINTILLIST_GRPC_LISTEN": server.address}
 
         while_serving = await end(await start(module="service.probe", environ=environ))
-        assert (await server.terminate()).code == 0
+        await server.stop()
         after = await end(await start("delivery", module="service.probe", environ=environ))
 
     assert (while_serving.code, while_serving.err) == (0, "")
@@ -117,9 +127,18 @@ async def test_the_health_check_succeeds_while_the_server_serves_and_fails_after
 async def test_with_tls_the_health_check_says_what_to_set_and_doctor_knows_the_server(tmp_path: Path) -> None:
     # given
     pair = make_certificate(tmp_path, "server", make_authority(tmp_path, "authority"))
-    tls = {"POINTILLIST_TLS_CERT_FILE": str(pair.certificate), "POINTILLIST_TLS_KEY_FILE": str(pair.key)}
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path, **tls) as server:
-        environ = settings(tmp_path, sandbox.url, POINTILLIST_GRPC_LISTEN=server.address, **tls)
+    certificate, key = str(pair.certificate), str(pair.key)
+    async with (
+        running_sandbox() as sandbox,
+        running_server(sandbox, tmp_path, tls_cert_file=certificate, tls_key_file=key) as server,
+    ):
+        environ = settings(
+            tmp_path,
+            sandbox.url,
+            POINTILLIST_GRPC_LISTEN=server.address,
+            POINTILLIST_TLS_CERT_FILE=certificate,
+            POINTILLIST_TLS_KEY_FILE=key,
+        )
 
         # when
         probed = await end(await start(module="service.probe", environ=environ))

@@ -12,10 +12,10 @@ from service.cli.doctor.nats import nats_findings
 from service.clock import SystemClock
 from service.config.settings import load_settings
 from service.outbox.jetstream.streams import Plan
-from tests.integration.processes import run
 from tests.support.events import entries
 from tests.support.nats import NatsServer, nats_running
 from tests.support.outboxes import bury, opened_on_nats
+from tests.support.processes import run
 
 
 def findings(server: NatsServer, prefix: str, **changed: str) -> dict[str, Finding]:

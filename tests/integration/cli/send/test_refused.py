@@ -11,7 +11,9 @@ from service.cli.input_file import SegmentFile
 from service.cli.send.progress import progress
 from service.cli.send.stream import Summary
 from tests.integration.cli.send.test_send import tracks
-from tests.integration.processes import run, running_sandbox, running_server, until_taken
+from tests.support.processes import run
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
 from tests.support.waiting import until
 
 NOT_JSON = b'{"type": "track", "userId":\n'
@@ -103,7 +105,7 @@ async def test_what_became_of_a_file_so_far_is_said_where_the_server_refuses_to_
     (tmp_path / "token").write_text("wrong")
     async with (
         running_sandbox() as sandbox,
-        running_server(sandbox, tmp_path, POINTILLIST_CALLERS_FILE=str(callers)) as server,
+        running_server(sandbox, tmp_path, callers_file=str(callers)) as server,
     ):
         options = ("--target", server.address, "--token-file", str(tmp_path / "token"))
         ended = await run("send", "-", *options, given=tracks(0, 2) + NO_NAME)

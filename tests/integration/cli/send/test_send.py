@@ -17,18 +17,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.cli.send.stream import RESUME_DELAY, delay_before_next
-from tests.integration.processes import (
-    DEADLINE,
-    EVENTS,
-    PROJECT,
-    end,
-    run,
-    running_sandbox,
-    running_server,
-    start,
-    until_taken,
-)
 from tests.support.certificates import OPENSSL, make_authority
+from tests.support.paths import EVENTS, PROJECT
+from tests.support.processes import end, run, start
+from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.server_processes import running_server
+from tests.support.waiting import DEADLINE
 
 READ = "read: 23 lines, 0 of them unreadable"
 
@@ -110,16 +104,16 @@ async def test_a_stream_that_breaks_is_resumed_and_no_event_is_lost_or_sent_as_t
     # given a sender that has been answered some of its file
     listen = f"127.0.0.1:{free_port()}"
     async with running_sandbox() as sandbox:
-        async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=listen) as server:
+        async with running_server(sandbox, tmp_path, grpc_listen=listen) as server:
             sender = await start("send", "-", "--target", listen, "--batch-size", "10")
             assert sender.stdin is not None
             sender.stdin.write(tracks(0, 505, with_ids=False))
             await until_taken(sandbox, 500)
 
             # when the server goes, and comes back
-            assert (await server.terminate()).code == 0
+            await server.stop()
         sender.stdin.write(tracks(505, 600, with_ids=False))
-        async with running_server(sandbox, tmp_path, POINTILLIST_GRPC_LISTEN=listen):
+        async with running_server(sandbox, tmp_path, grpc_listen=listen):
             ended = await end(sender)
 
             # then

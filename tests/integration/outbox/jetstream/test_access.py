@@ -22,7 +22,7 @@ from tests.support.certificates import OPENSSL, make_authority, make_certificate
 from tests.support.events import entry
 from tests.support.nats import NatsServer, nats_running
 from tests.support.outboxes import RETRY_MAX_DELAY, refusal
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 CLOCK = SystemClock()
 
@@ -233,5 +233,5 @@ async def test_streams_that_turn_out_late_not_to_do_end_what_watches(tmp_path: P
         async with opened_by({"OUTBOX_URL": server.url}, patience=0.05) as outbox:
             server.start()
             with pytest.raises(OutboxUnusableError, match="retention is limits"):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(DEADLINE):
                     await outbox.watch()

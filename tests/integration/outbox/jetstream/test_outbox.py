@@ -19,7 +19,7 @@ from service.outbox.jetstream.streams import Plan
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.nats import NatsServer, nats_running
 from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, bury, opened_on_nats, refusal, take
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 CLOCK = SystemClock()
 
@@ -51,7 +51,7 @@ async def test_put_returns_once_the_stream_has_the_event_under_its_percent_encod
 async def test_a_message_id_is_forgotten_after_the_streams_window(nats_server: NatsServer, prefix: str) -> None:
     async with opened_on_nats(nats_server.url, Plan(prefix, duplicate_window=0.1), CLOCK) as outbox:
         await outbox.put([entry(1)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while await outbox.put([entry(1)]) == [False]:
                 pass
         assert outbox.stats().events == 2
@@ -150,7 +150,7 @@ async def test_an_outbox_full_of_events_refuses_until_a_tenth_is_free(nats_serve
             outbox.ack(stored)
 
         # then
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await waiting
         assert await outbox.put([entry(20)]) == [True]
 
@@ -168,7 +168,7 @@ async def test_what_another_replica_has_filled_refuses_too(nats_server: NatsServ
 
         for stored in await take(one, 10):
             one.ack(stored)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await other.has_room()
         await until(lambda: other.stats().events == 10)
         assert await other.put([entry(20)]) == [True]
@@ -183,7 +183,7 @@ async def test_a_put_that_has_room_for_a_part_only_fails_and_can_be_repeated(
         for stored in await take(outbox, 10):
             outbox.ack(stored)
         await outbox.flush()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await outbox.has_room()
         assert await outbox.put(entries(15)) == [False] * 10 + [True] * 5
 
@@ -212,7 +212,7 @@ async def test_an_event_that_another_replica_accepted_is_told_of_at_once(nats_se
         relaying.subscribe(arrived.set)
         assert await relaying.fetch(5) == []
         await accepting.put([entry(1)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await arrived.wait()
         assert [stored.message_id for stored in await relaying.fetch(5)] == ["m-1"]
 
@@ -301,7 +301,7 @@ async def test_an_outbox_that_is_not_there_yet_says_so_and_is_ready_when_it_is(t
             server.start()
 
             # then
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await outbox.has_room()
             assert await outbox.put([entry(1)]) == [True]
         finally:
@@ -327,7 +327,7 @@ async def test_a_server_that_is_killed_loses_nothing_and_refuses_while_it_is_gon
             server.start()
 
             # then
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await outbox.has_room()
             assert await outbox.put([entry(10)]) == [True]
             await until(lambda: outbox._leases.unsettled == 0)
@@ -349,7 +349,7 @@ async def test_puts_under_way_when_the_connection_breaks_are_refused_and_may_hav
             await until(lambda: not outbox.is_connected)
 
             server.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await outbox.has_room()
             await outbox.flush()
             acknowledged = sum(result == [True] * 50 for result in results)
@@ -369,7 +369,7 @@ async def test_streams_that_were_deleted_are_made_anew(nats_server: NatsServer, 
             await outbox.put([entry(1)])
 
         stored: list[bool] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while not stored:  # there is room for a moment, too, before the outbox looks and sees that they are gone
                 await outbox.has_room()
                 with contextlib.suppress(OutboxUnavailableError):
@@ -390,7 +390,7 @@ async def test_an_event_that_has_the_place_of_an_older_one_in_a_stream_made_anew
         await client.connect(nats_server.url)
         await client.jsm().delete_stream(plan.events_stream)
         await client.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await until(lambda: outbox.full() is not None)
             await outbox.has_room()
 
@@ -430,7 +430,7 @@ async def test_what_could_not_be_settled_does_not_settle_what_a_stream_made_anew
             # when others take their places
             await until(lambda: outbox.is_connected)
             await until(lambda: outbox.unreachable() is not None)  # the streams are seen to be gone
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await outbox.has_room()
             await outbox.put(entries(3, first=10))
             new = await take(outbox, 3)
@@ -452,6 +452,6 @@ async def test_nobody_waits_for_settlements_once_nothing_sends_them(nats_server:
         await asyncio.wait(outbox._tasks)
 
         # when it is stopped
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(OutboxClosedError, match="about to end"):
                 await outbox._leases.flush()

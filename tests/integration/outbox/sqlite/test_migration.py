@@ -14,8 +14,8 @@ from service.outbox.sqlite.opening import SCHEMA_VERSION
 from tests.support.clock import START, HandClock
 from tests.support.events import ACCEPTED_AT, entry
 from tests.support.outboxes import opened
+from tests.support.paths import DATA
 
-DATA = Path(__file__).parents[3] / "data"
 SCHEMA_1, SCHEMA_2 = ((DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2))
 WAITING = 40
 TRIED = 7  # the id of the one that was tried three times and waits for its time

@@ -12,8 +12,7 @@ from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
 from tests.support.outboxes import ALL, opened, refusal
-
-DEADLINE = 10.0  # seconds
+from tests.support.waiting import DEADLINE
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from service.outbox.sqlite.inspection import inspect_file
 from service.outbox.sqlite.opening import SCHEMA_VERSION
 from tests.support.events import entries, entry
 from tests.support.outboxes import REFUSAL, bury, opened
+from tests.support.paths import DATA
 
-SCHEMA_1 = Path(__file__).parents[3] / "data" / "outbox_schema_1.sql"
+SCHEMA_1 = DATA / "outbox_schema_1.sql"
 TOKEN = "a-token-that-nobody-may-see"
 
 

@@ -1,10 +1,9 @@
-"""Real server processes: started, killed with SIGKILL, started again on the same outbox."""
+"""`serve` as a real process: started, stopped, killed with SIGKILL, started again on the same outbox."""
 
 import asyncio
-import os
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
 from service.sandbox.server import Sandbox
+from tests.support.paths import PROJECT
+from tests.support.processes import command, environment
+from tests.support.sandboxes import TOKEN
+from tests.support.waiting import DEADLINE
 
-PROJECT = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "service", "serve")
-TOKEN = "acceptance-token"
-START_DEADLINE = 30.0  # seconds from the start of a process to its `serving` line
-STOP_DEADLINE = 30.0  # seconds from SIGTERM to the end of a process
 MAX_LOG_LINE = 1024 * 1024  # bytes; a traceback is one line
-LOOK_INTERVAL = 0.02  # seconds between two looks at the metrics
-LOG_LINES_KEPT = 200  # of a process, for what is said when it fails
-PAGE_SIZE = 1000  # dead letters a page
+METRICS_INTERVAL = 0.02  # seconds between two scrapes
+LOG_LINES_KEPT = 200  # per process, shown when it fails
+PAGE_SIZE = 1000  # dead letters per page
 
 
 def settings_for(outbox: Path | str, sandbox: Sandbox, **settings: str) -> dict[str, str]:
-    """The variables that `serve` gets: ports that are free, and retries that do not take a test's whole time.
+    """Variables for `serve`: free ports, and short delays between retries.
 
     Args:
         outbox: the outbox file, or the URL of NATS servers.
@@ -56,33 +54,30 @@ class ServerProcess:
 
     process: asyncio.subprocess.Process
     address: str = ""
-    """Where events are taken in, once it serves."""
+    """Of its gRPC server, once it serves."""
     metrics_url: str = ""
     is_killed: bool = False
-    """Whether it was sent SIGKILL; calls may fail from then on."""
+    """True once it was sent SIGKILL; calls may fail from then on."""
     reading: asyncio.Task[None] | None = None
-    """Reads the log on, so that the process never waits for somebody to read it."""
+    """Reads the log, so that the process never blocks on a full pipe."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     """The latest lines of its log."""
 
     @classmethod
     async def spawn(
-        cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None, role: str = "all"
+        cls, settings: Mapping[str, str], more: Mapping[str, str] | None = None, role: str = "all"
     ) -> "ServerProcess":
-        """Start the process; it does not serve yet.
+        """Start the process without waiting until it serves.
 
         Args:
-            settings: all POINTILLIST_ variables; those of the test's own environment are not handed on.
-            environment: further variables.
-            role: what it does of the two things.
+            settings: all POINTILLIST_ variables; those of the test's own environment are not passed on.
+            more: further variables.
+            role: the value of --role.
         """
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("POINTILLIST_")}
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
-            "--role",
-            role,
+            *command("serve", "--role", role),
             cwd=PROJECT,
-            env=inherited | dict(settings) | dict(environment or {}),
+            env=environment({**settings, **(more or {})}),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -92,20 +87,20 @@ class ServerProcess:
 
     @classmethod
     async def start(
-        cls, settings: Mapping[str, str], environment: Mapping[str, str] | None = None, role: str = "all"
+        cls, settings: Mapping[str, str], more: Mapping[str, str] | None = None, role: str = "all"
     ) -> "ServerProcess":
         """Start the process and wait until it serves.
 
         Raises:
             AssertionError: it ended before, with the end of its log.
         """
-        server = await cls.spawn(settings, environment, role)
+        server = await cls.spawn(settings, more, role)
         await server.serving()
         return server
 
     async def serving(self) -> None:
-        """Wait for the `serving` line, which has the port that was really bound; from then on the log is read along."""
-        async with asyncio.timeout(START_DEADLINE):
+        """Wait for the `serving` line, which has the bound port; keep reading the log from then on."""
+        async with asyncio.timeout(DEADLINE):
             async for line in self._lines():
                 if line.get("event") == "serving":
                     self.address = line["address"]
@@ -131,25 +126,33 @@ class ServerProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process has not ended."""
+        """True until the process has ended."""
         return self.process.returncode is None
 
     async def kill(self) -> None:
-        """End it with SIGKILL, as the kernel does when memory is short; nothing of it runs after that."""
+        """End it with SIGKILL, as the kernel does when memory is short; none of its code runs after that."""
         if self.is_running:
             self.is_killed = True
             self.process.kill()
         await self._ended()
 
     async def stop(self) -> None:
-        """End it with SIGTERM.
+        """Send SIGTERM and wait for the end.
 
         Raises:
-            AssertionError: it did not end well, with the end of its log.
+            AssertionError: its exit code is not 0, with the end of its log.
         """
         if self.is_running:
             self.process.terminate()
-        async with asyncio.timeout(STOP_DEADLINE):
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the end of a process that was sent a signal.
+
+        Raises:
+            AssertionError: its exit code is not 0, with the end of its log.
+        """
+        async with asyncio.timeout(DEADLINE):
             await self._ended()
         assert self.process.returncode == 0, "\n".join(self.log)
 
@@ -158,10 +161,10 @@ class ServerProcess:
         if self.reading is not None:
             await self.reading
 
-    # -- what it says of itself
+    # -- its metrics and its dead letters
 
     async def metrics(self) -> dict[str, float]:
-        """Every sample that has no label by its name, and those with one as `name{value}`; names without our prefix."""
+        """Every sample without labels by its name, and those with labels as `name{value}`; names without our prefix."""
         async with aiohttp.ClientSession() as client, client.get(self.metrics_url) as response:
             text = await response.text()
         found = {}
@@ -173,10 +176,10 @@ class ServerProcess:
         return found
 
     async def until_workers(self, count: int) -> None:
-        """Wait until so many relay workers are there."""
-        async with asyncio.timeout(START_DEADLINE):
+        """Wait until that many relay workers run."""
+        async with asyncio.timeout(DEADLINE):
             while (await self.metrics())["relay_workers"] < count:  # noqa: ASYNC110  another process counts
-                await asyncio.sleep(LOOK_INTERVAL)
+                await asyncio.sleep(METRICS_INTERVAL)
 
     async def dead_letters(self) -> list[dead_letter_service_pb2.DeadLetter]:
         """Every dead letter, page by page."""
@@ -191,3 +194,14 @@ class ServerProcess:
                 token = page.next_page_token
                 if not token:
                     return letters
+
+
+@asynccontextmanager
+async def running_server(sandbox: Sandbox, folder: Path, **settings: str) -> AsyncIterator[ServerProcess]:
+    """Run `serve` against a sandbox, with its outbox in the folder; kill it at the end if it still runs."""
+    server = await ServerProcess.spawn(settings_for(folder / "outbox.db", sandbox, **settings))
+    try:
+        await server.serving()
+        yield server
+    finally:
+        await server.kill()
