@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from tests.support.commands import call
 from tests.support.processes import Ended, kill, read_until, run, start
 from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import running_server
@@ -28,24 +29,24 @@ def assert_one_line(ended: Ended, pattern: str) -> None:
     assert (ended.code, ended.out) == (2, "")
 
 
-async def test_the_version_is_said_on_one_line() -> None:
-    ended = await run("--version")
+def test_the_version_is_said_on_one_line() -> None:
+    ended = call("--version")
 
     assert ended.code == 0
     assert len(ended.out_lines) == 1
     assert ended.out.startswith("pointillist-destination")
 
 
-async def test_help_names_every_command() -> None:
-    ended = await run("--help")
+def test_help_names_every_command() -> None:
+    ended = call("--help")
 
     assert ended.code == 0
     for command in ("serve", "sandbox", "send", "map"):
         assert re.search(rf"^  {command} ", ended.out, re.MULTILINE)
 
 
-async def test_an_option_that_does_not_exist_is_refused_without_a_traceback() -> None:
-    ended = await run("serve", "--nonsense")
+def test_an_option_that_does_not_exist_is_refused_without_a_traceback() -> None:
+    ended = call("serve", "--nonsense")
 
     assert ended.code == 2
     assert "No such option" in ended.err
@@ -62,8 +63,8 @@ async def test_an_option_that_does_not_exist_is_refused_without_a_traceback() ->
         (TOKEN | {"POINTILLIST_CONFIG_FILE": "/nowhere/at/all.toml"}, "/nowhere/at/all.toml cannot be read"),
     ],
 )
-async def test_serve_says_on_one_line_what_is_wrong_with_a_setting(environ: Mapping[str, str], pattern: str) -> None:
-    assert_one_line(await run("serve", environ=environ), pattern)
+def test_serve_says_on_one_line_what_is_wrong_with_a_setting(environ: Mapping[str, str], pattern: str) -> None:
+    assert_one_line(call("serve", environ=environ), pattern)
 
 
 async def test_serve_says_every_fault_of_the_settings_on_a_line_of_its_own() -> None:
@@ -73,12 +74,12 @@ async def test_serve_says_every_fault_of_the_settings_on_a_line_of_its_own() -> 
     assert sorted(line.split(": ")[1] for line in ended.err_lines) == ["POINTILLIST_API_URL", "POINTILLIST_MAX_AGE"]
 
 
-async def test_serve_refuses_a_mapping_file_that_cannot_be_used(tmp_path: Path) -> None:
+def test_serve_refuses_a_mapping_file_that_cannot_be_used(tmp_path: Path) -> None:
     # given
     (tmp_path / "mapping.toml").write_text("nonsense = 1\n")
 
     # when
-    ended = await run("serve", environ=TOKEN | {"POINTILLIST_MAPPING_FILE": str(tmp_path / "mapping.toml")})
+    ended = call("serve", environ=TOKEN | {"POINTILLIST_MAPPING_FILE": str(tmp_path / "mapping.toml")})
 
     # then
     assert_one_line(ended, "mapping.toml.*nonsense")
@@ -132,8 +133,8 @@ async def test_serve_ends_well_on_a_signal(number: signal.Signals, tmp_path: Pat
         (["--answer", "503=-1"], "--answer: the weight of 503 is -1.0"),
     ],
 )
-async def test_sandbox_says_on_one_line_what_is_wrong_with_an_option(options: list[str], pattern: str) -> None:
-    assert_one_line(await run("sandbox", *options), re.escape(pattern))
+def test_sandbox_says_on_one_line_what_is_wrong_with_an_option(options: list[str], pattern: str) -> None:
+    assert_one_line(call("sandbox", *options), re.escape(pattern))
 
 
 @pytest.mark.parametrize(

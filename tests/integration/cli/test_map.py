@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.input_file import LONGEST_LINE
+from tests.support.commands import call
 from tests.support.paths import EVENTS, PROJECT
 from tests.support.processes import Ended, end, run, start
 from tests.support.waiting import DEADLINE
@@ -37,8 +38,8 @@ async def test_every_message_of_a_real_file_becomes_a_record_or_is_accounted_for
     assert ended.code == 1
 
 
-async def test_standard_input_is_read_where_the_file_is_a_dash() -> None:
-    ended = await run("map", "-", given=TRACK + b"\n" + TRACK)
+def test_standard_input_is_read_where_the_file_is_a_dash() -> None:
+    ended = call("map", "-", given=TRACK + b"\n" + TRACK)
 
     assert [json.loads(line)["eventType"] for line in ended.out_lines] == ["Seen", "Seen"]
     assert (ended.code, ended.err) == (0, "")
@@ -59,10 +60,10 @@ async def test_a_record_does_not_wait_for_the_end_of_a_pipe() -> None:
     assert (await end(process)).code == 0
 
 
-async def test_every_fault_of_a_message_has_a_line_of_its_own() -> None:
+def test_every_fault_of_a_message_has_a_line_of_its_own() -> None:
     given = b'{"type": "track", "properties": []}\n{"batch": [{"type": "identify"}, {"type": "a\\nb"}]}\n'
 
-    ended = await run("map", "-", given=given)
+    ended = call("map", "-", given=given)
 
     assert [line.split("; ")[0] for line in ended.err_lines] == [
         "line 1: refused: userId: no userId and no anonymousId",
@@ -74,17 +75,17 @@ async def test_every_fault_of_a_message_has_a_line_of_its_own() -> None:
     assert (ended.code, ended.out) == (1, "")
 
 
-async def test_a_line_without_end_is_refused_and_the_next_one_is_read() -> None:
+def test_a_line_without_end_is_refused_and_the_next_one_is_read() -> None:
     given = b'{"x": "' + b"x" * LONGEST_LINE + b'"}\n' + TRACK
 
-    ended = await run("map", "-", given=given)
+    ended = call("map", "-", given=given)
 
     assert ended.err.startswith("line 1: refused: has more than 16 MiB")
     assert len(ended.out_lines) == 1
 
 
 @pytest.mark.parametrize("way", ["option", "setting"])
-async def test_another_mapping_can_be_tried(way: str, tmp_path: Path) -> None:
+def test_another_mapping_can_be_tried(way: str, tmp_path: Path) -> None:
     # given
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('event_source = "Ours"\n')
@@ -92,29 +93,29 @@ async def test_another_mapping_can_be_tried(way: str, tmp_path: Path) -> None:
     environ = {"POINTILLIST_MAPPING_FILE": str(mapping)} if way == "setting" else {}
 
     # when
-    ended = await run("map", "-", *options, given=TRACK, environ=environ)
+    ended = call("map", "-", *options, given=TRACK, environ=environ)
 
     # then
     assert json.loads(ended.out)["eventSource"] == "Ours"
 
 
 @pytest.mark.parametrize("content", [None, b"nonsense = 1\n", b"[["])
-async def test_a_mapping_file_that_cannot_be_used_is_named_on_one_line(content: bytes | None, tmp_path: Path) -> None:
+def test_a_mapping_file_that_cannot_be_used_is_named_on_one_line(content: bytes | None, tmp_path: Path) -> None:
     mapping = tmp_path / "mapping.toml"
     if content is not None:
         mapping.write_bytes(content)
 
-    ended = await run("map", "-", "--mapping", str(mapping), given=TRACK)
+    ended = call("map", "-", "--mapping", str(mapping), given=TRACK)
 
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert f"pointillist-destination: {mapping}" in ended.err
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", ".", ""])
-async def test_a_file_that_cannot_be_read_is_named_on_one_line(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named_on_one_line(name: str, tmp_path: Path) -> None:
     path = str(tmp_path / name) if name else ""
 
-    ended = await run("map", path)
+    ended = call("map", path)
 
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert ended.err.startswith(f"pointillist-destination: {path!r} cannot be read: ")
@@ -163,18 +164,18 @@ async def test_memory_stays_flat_however_long_the_input_is() -> None:
     assert (await end(process)).code == 0
 
 
-async def test_a_type_that_segment_does_not_have_is_named_as_such() -> None:
-    ended = await run("map", "-", given=b'{"type": "trak", "userId": "u"}\n{"type": "alias"}\n')
+def test_a_type_that_segment_does_not_have_is_named_as_such() -> None:
+    ended = call("map", "-", given=b'{"type": "trak", "userId": "u"}\n{"type": "alias"}\n')
 
     assert ended.err_lines == ["line 1: skipped: trak; Segment has no such type", "line 2: skipped: alias"]
     assert ended.code == 0
 
 
-async def test_explain_says_where_each_part_comes_from_and_what_is_not_used() -> None:
+def test_explain_says_where_each_part_comes_from_and_what_is_not_used() -> None:
     given = {"type": "track", "userId": "u", "event": "Bought", "properties": {"plan": "gold", "price": 3}}
     given["context"] = {"app": {"name": "shop"}}
 
-    ended = await run("map", "--explain", "-", given=json.dumps(given).encode())
+    ended = call("map", "--explain", "-", given=json.dumps(given).encode())
 
     assert json.loads(ended.out_lines[0])["labels"] == {"plan": "gold"}
     assert "  actor Customer.userId < userId, built in" in ended.out_lines

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.sandbox.server import Behaviour
+from tests.support.background import background
 from tests.support.certificates import OPENSSL, make_authority, make_certificate
+from tests.support.commands import call
 from tests.support.processes import end, run, start
 from tests.support.sandboxes import TOKEN, running_sandbox
 from tests.support.server_processes import running_server
@@ -41,10 +43,10 @@ async def test_a_healthy_set_up_is_all_right(tmp_path: Path) -> None:
     assert all(line.startswith("ok ") for line in ended.out_lines), ended.out
 
 
-async def test_what_is_wrong_is_said_with_what_to_do_about_it_and_the_exit_code_is_1(tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_with_what_to_do_about_it_and_the_exit_code_is_1(tmp_path: Path) -> None:
     environ = settings(tmp_path / "gone", "http://127.0.0.1:1/event")
 
-    ended = await run("doctor", environ=environ)
+    ended = call("doctor", environ=environ)
 
     assert ended.code == 1
     assert any(line.startswith("error   address: 127.0.0.1:1 does not answer") for line in ended.out_lines)
@@ -87,21 +89,21 @@ async def test_beside_a_running_server_its_own_addresses_are_all_right(tmp_path:
         (TOKEN, "407", "error", "Pointillist answers 407 to an empty record"),
     ],
 )
-async def test_a_probe_says_what_pointillist_makes_of_the_token(
+def test_a_probe_says_what_pointillist_makes_of_the_token(
     tmp_path: Path, token: str, answer: str, grade: str, said: str
 ) -> None:
-    async with running_sandbox() as sandbox:
-        sandbox.behaviour = Behaviour({answer: 1.0})
+    with background() as loop:
+        sandbox = loop.enter(running_sandbox(Behaviour({answer: 1.0})))
 
-        ended = await run("doctor", "--probe", environ=settings(tmp_path, sandbox.url, POINTILLIST_API_TOKEN=token))
+        ended = call("doctor", "--probe", environ=settings(tmp_path, sandbox.url, POINTILLIST_API_TOKEN=token))
 
         assert f"{grade:8}probe: {said}" in ended.out_lines
         assert ended.code == (1 if grade == "error" else 0)
-        assert sandbox.records == []
+        assert not sandbox.records
 
 
-async def test_a_probe_that_is_refused_ends_with_a_finding(tmp_path: Path) -> None:
-    ended = await run("doctor", "--probe", environ=settings(tmp_path, "http://127.0.0.1:1/event"))
+def test_a_probe_that_is_refused_ends_with_a_finding(tmp_path: Path) -> None:
+    ended = call("doctor", "--probe", environ=settings(tmp_path, "http://127.0.0.1:1/event"))
 
     assert any(line.startswith("error   probe: no answer: refused: ") for line in ended.out_lines)
     assert (ended.code, ended.err) == (1, "")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from service.cli.input_file import SegmentFile
 from service.cli.send.progress import progress
 from service.cli.send.stream import Summary
 from tests.integration.cli.send.test_send import tracks
+from tests.support.background import Served, served
+from tests.support.commands import call
 from tests.support.processes import run
-from tests.support.sandboxes import running_sandbox, until_taken
+from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import running_server
 from tests.support.waiting import until
 
@@ -30,60 +33,67 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-async def test_what_this_side_and_the_server_refuse_is_written_with_its_line_and_can_be_mended_and_sent_again(
-    tmp_path: Path,
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("served")) as shared:
+        yield shared
+
+
+def test_what_this_side_and_the_server_refuse_is_written_with_its_line_and_can_be_mended_and_sent_again(
+    shared: Served, tmp_path: Path
 ) -> None:
     # given
     refused, mended = tmp_path / "refused.jsonl", tmp_path / "mended.jsonl"
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        # when
-        given = tracks(0, 2, with_ids=False) + NOT_JSON + large() + NO_NAME
-        first = await run("send", "-", "--target", server.address, "--refused", str(refused), given=given)
 
-        # then
-        found = {one["line"]: one for one in lines_of(refused)}
-        assert {line: one["text"].encode() + b"\n" for line, one in found.items()} == {
-            3: NOT_JSON,
-            4: large(),
-            5: NO_NAME,
-        }
-        assert {line: one["reasons"][0]["field"] for line, one in found.items()} == {
-            3: "",
-            4: "track",
-            5: "event",
-        }
-        assert (found[3]["message_id"], found[4]["message_id"] != "") == ("", True)
-        assert "read: 5 lines, 1 of them unreadable" in first.out_lines
-        assert first.code == 1
+    # when
+    given = tracks(0, 2, with_ids=False) + NOT_JSON + large() + NO_NAME
+    first = call("send", "-", "--target", shared.address, "--refused", str(refused), given=given)
 
-        # when
-        mended.write_text(found[5]["text"].replace("{", '{"event": "Mended", ', 1))
-        second = await run("send", str(mended), "--target", server.address)
+    # then
+    found = {one["line"]: one for one in lines_of(refused)}
+    assert {line: one["text"].encode() + b"\n" for line, one in found.items()} == {
+        3: NOT_JSON,
+        4: large(),
+        5: NO_NAME,
+    }
+    assert {line: one["reasons"][0]["field"] for line, one in found.items()} == {
+        3: "",
+        4: "track",
+        5: "event",
+    }
+    assert (found[3]["message_id"], found[4]["message_id"] != "") == ("", True)
+    assert "read: 5 lines, 1 of them unreadable" in first.out_lines
+    assert first.code == 1
 
-        # then
-        assert (second.out_lines[0], second.code) == ("accepted: 1", 0)
-        await until_taken(sandbox, 3)
+    # when
+    mended.write_text(found[5]["text"].replace("{", '{"event": "Mended", ', 1))
+    second = call("send", str(mended), "--target", shared.address)
+
+    # then
+    assert (second.out_lines[0], second.code) == ("accepted: 1", 0)
+    shared.until_taken("Seen", 2)
+    shared.until_taken("Mended", 1)
 
 
-async def test_a_file_that_holds_something_is_not_written_over_and_nothing_is_sent(tmp_path: Path) -> None:
+def test_a_file_that_holds_something_is_not_written_over_and_nothing_is_sent(shared: Served, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        ended = await run(
-            "send", "-", "--target", server.address, "--refused", str(tmp_path / "mine"), given=tracks(0, 2)
-        )
+    options = ("--target", shared.address, "--refused", str(tmp_path / "mine"))
 
-        assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
-        assert "mine holds something already, which is not written over" in ended.err
-        assert (tmp_path / "mine").read_text() == "mine"
-        assert sandbox.requests == 0
+    ended = call("send", "-", *options, given=tracks(0, 2, "Kept"))
+
+    assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
+    assert "mine holds something already, which is not written over" in ended.err
+    assert (tmp_path / "mine").read_text() == "mine"
+    # and the server knows none of it
+    assert call("send", "-", "--target", shared.address, given=tracks(0, 2, "Kept")).out_lines[0] == "accepted: 2"
 
 
-async def test_a_run_in_which_nothing_is_refused_leaves_an_empty_file_that_the_next_run_takes(tmp_path: Path) -> None:
-    options = ("--refused", str(tmp_path / "refused.jsonl"))
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        codes = [
-            (await run("send", "-", "--target", server.address, *options, given=tracks(0, 2))).code for _ in range(2)
-        ]
+def test_a_run_in_which_nothing_is_refused_leaves_an_empty_file_that_the_next_run_takes(
+    shared: Served, tmp_path: Path
+) -> None:
+    options = ("--target", shared.address, "--refused", str(tmp_path / "refused.jsonl"))
+
+    codes = [call("send", "-", *options, given=tracks(0, 2, "Fine")).code for _ in range(2)]
 
     assert codes == [0, 0]
     assert (tmp_path / "refused.jsonl").read_bytes() == b""
@@ -91,9 +101,10 @@ async def test_a_run_in_which_nothing_is_refused_leaves_an_empty_file_that_the_n
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("bad", [NO_NAME, large()], ids=["by this side", "by the server"])
-async def test_a_full_disk_ends_it_with_the_reason(tmp_path: Path, bad: bytes) -> None:
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        ended = await run("send", "-", "--target", server.address, "--refused", "/dev/full", given=tracks(0, 2) + bad)
+async def test_a_full_disk_ends_it_with_the_reason(shared: Served, bad: bytes) -> None:
+    options = ("--target", shared.address, "--refused", "/dev/full")
+
+    ended = await run("send", "-", *options, given=tracks(0, 2) + bad)
 
     assert ended.code == 2
     assert "--refused: /dev/full cannot be written: No space left on device" in ended.err_lines[-1]

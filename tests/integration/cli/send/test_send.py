@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.cli.send.stream import RESUME_DELAY, delay_before_next
+from tests.support.background import Served, served
 from tests.support.certificates import OPENSSL, make_authority
+from tests.support.commands import call
 from tests.support.paths import EVENTS, PROJECT
 from tests.support.processes import end, run, start
 from tests.support.sandboxes import running_sandbox, until_taken
@@ -27,11 +30,11 @@ from tests.support.waiting import DEADLINE
 READ = "read: 23 lines, 0 of them unreadable"
 
 
-def tracks(first: int, last: int, *, with_ids: bool = True) -> bytes:
-    """Lines of track messages, told from each other by their number."""
+def tracks(first: int, last: int, event: str = "Seen", *, with_ids: bool = True) -> bytes:
+    """Lines of track messages that differ in their number, and in their message_id where they have one."""
     messages = (
-        {"type": "track", "userId": "u", "event": "Seen", "properties": {"number": number}}
-        | ({"messageId": f"m-{number}"} if with_ids else {})
+        {"type": "track", "userId": "u", "event": event, "properties": {"number": number}}
+        | ({"messageId": f"{event}-{number}"} if with_ids else {})
         for number in range(first, last)
     )
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
@@ -60,18 +63,24 @@ async def test_a_real_file_is_delivered_and_summed_up_and_sending_it_again_sends
         assert (first.code, second.code) == (1, 1)
 
 
-async def test_the_address_comes_from_the_setting_and_all_is_well_where_nothing_was_rejected(tmp_path: Path) -> None:
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        ended = await run(
-            "send", "-", given=tracks(0, 3, with_ids=False), environ={"POINTILLIST_GRPC_LISTEN": server.address}
-        )
-
-        assert ended.out_lines[0] == "accepted: 3"
-        assert (ended.code, ended.err) == (0, "")
-        assert len(await until_taken(sandbox, 3)) == 3
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the tests that need no more than a target."""
+    with served(tmp_path_factory.mktemp("served")) as shared:
+        yield shared
 
 
-async def test_what_is_rejected_is_named_with_its_line_and_reason(tmp_path: Path) -> None:
+def test_the_address_comes_from_the_setting_and_all_is_well_where_nothing_was_rejected(shared: Served) -> None:
+    ended = call(
+        "send", "-", given=tracks(0, 3, "Set", with_ids=False), environ={"POINTILLIST_GRPC_LISTEN": shared.address}
+    )
+
+    assert ended.out_lines[0] == "accepted: 3"
+    assert (ended.code, ended.err) == (0, "")
+    assert len(shared.until_taken("Set", 3)) == 3
+
+
+def test_what_is_rejected_is_named_with_its_line_and_reason(shared: Served) -> None:
     # given
     deep: object = 1
     for _ in range(40):
@@ -79,25 +88,25 @@ async def test_what_is_rejected_is_named_with_its_line_and_reason(tmp_path: Path
     bad = json.dumps(
         {"type": "track", "userId": "u", "event": "Deep", "messageId": "deep-1", "properties": {"deep": deep}}
     ).encode()
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        # when
-        ended = await run("send", "-", "--target", server.address, given=tracks(0, 2) + bad + b"\n" + tracks(2, 4))
 
-        # then
-        assert ended.out_lines[0] == "accepted: 4"
-        assert ended.out_lines[4] == "rejected: 1"
-        assert ended.out_lines[5].startswith("  line 3: ")
-        assert "levels" in ended.out_lines[5]
-        assert ended.code == 1
+    # when
+    given = tracks(0, 2, "Level") + bad + b"\n" + tracks(2, 4, "Level")
+    ended = call("send", "-", "--target", shared.address, given=given)
+
+    # then
+    assert ended.out_lines[0] == "accepted: 4"
+    assert ended.out_lines[4] == "rejected: 1"
+    assert ended.out_lines[5].startswith("  line 3: ")
+    assert "levels" in ended.out_lines[5]
+    assert ended.code == 1
 
 
-async def test_only_the_first_twenty_rejections_are_named(tmp_path: Path) -> None:
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        ended = await run("send", "-", "--target", server.address, given=b'{"type": "identify"}\n' * 25)
+def test_only_the_first_twenty_rejections_are_named(shared: Served) -> None:
+    ended = call("send", "-", "--target", shared.address, given=b'{"type": "identify"}\n' * 25)
 
-        assert ended.out_lines[4] == "rejected: 25"
-        assert [line.split(":")[0] for line in ended.out_lines[5:25]] == [f"  line {n}" for n in range(1, 21)]
-        assert ended.out_lines[25] == "  and 5 more"
+    assert ended.out_lines[4] == "rejected: 25"
+    assert [line.split(":")[0] for line in ended.out_lines[5:25]] == [f"  line {n}" for n in range(1, 21)]
+    assert ended.out_lines[25] == "  and 5 more"
 
 
 async def test_a_stream_that_breaks_is_resumed_and_no_event_is_lost_or_sent_as_two(tmp_path: Path) -> None:
@@ -143,10 +152,10 @@ async def test_ctrl_c_ends_it_at_once_while_it_waits_for_more_of_a_pipe(tmp_path
         assert "Traceback" not in (await end(sender)).err
 
 
-async def test_a_server_that_cannot_be_reached_is_named_on_one_line() -> None:
+def test_a_server_that_cannot_be_reached_is_named_on_one_line() -> None:
     address = f"127.0.0.1:{free_port()}"
 
-    ended = await run("send", str(EVENTS), "--target", address)
+    ended = call("send", str(EVENTS), "--target", address)
 
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert ended.err.startswith(f"pointillist-destination: {address}: no server can be reached there")
@@ -162,8 +171,8 @@ async def test_a_server_that_cannot_be_reached_is_named_on_one_line() -> None:
         (["-", "--token-file", os.devnull], f"--token-file: {os.devnull} holds no token: it is empty"),
     ],
 )
-async def test_an_argument_that_cannot_be_used_is_named_on_one_line(arguments: list[str], said: str) -> None:
-    ended = await run("send", *arguments)
+def test_an_argument_that_cannot_be_used_is_named_on_one_line(arguments: list[str], said: str) -> None:
+    ended = call("send", *arguments)
 
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert ended.err.startswith(f"pointillist-destination: {said}")
@@ -195,22 +204,24 @@ async def test_a_progress_bar_is_shown_on_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
-async def test_a_server_in_plain_text_that_is_called_with_tls_is_told_with_that_reason(tmp_path: Path) -> None:
+async def test_a_server_in_plain_text_that_is_called_with_tls_is_told_with_that_reason(
+    shared: Served, tmp_path: Path
+) -> None:
     authority = make_authority(tmp_path, "authority").certificate
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        ended = await run("send", str(EVENTS), "--target", server.address, "--ca-file", str(authority))
+
+    ended = await run("send", str(EVENTS), "--target", shared.address, "--ca-file", str(authority))
 
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert "no server can be reached there with TLS, which --ca-file asks for" in ended.err
     assert "goes without --ca-file" in ended.err
 
 
-async def test_an_unknown_type_and_the_place_in_a_batch_are_named_once(tmp_path: Path) -> None:
+def test_an_unknown_type_and_the_place_in_a_batch_are_named_once(shared: Served) -> None:
     # given
     given = b'{"batch": [{"type": "trak"}, {"type": "page"}, {"type": "track", "userId": "u"}]}\n'
-    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
-        # when
-        ended = await run("send", "-", "--target", server.address, given=given)
+
+    # when
+    ended = call("send", "-", "--target", shared.address, given=given)
 
     # then
     assert "skipped: 2 (unknown type 'trak' 1, page 1)" in ended.out_lines
