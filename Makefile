@@ -12,6 +12,10 @@ DEVELOPMENT := $(VENV)/development.stamp
 PROTOS := proto/pointillist_destination/v1/*.proto
 BY_HAND := --exclude=__init__.py --exclude=py.typed --exclude=README.md --exclude=pyproject.toml --exclude=__pycache__
 UV ?= uv
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# The tests start some hundred processes, each of which would compile the service again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run test test-all soak bench check generate lock clean
 
@@ -22,10 +26,10 @@ run: $(RUNTIME)  ## serves; without POINTILLIST_API_TOKEN it demonstrates, on th
 	@exec $(BIN)/python -m service.cli.demo
 
 test: check  ## checks, then runs the tests that are not marked as long
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not long"
+	$(PYTEST) -m "not long"
 
-test-all: check  ## checks, then runs every test
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test-all: check  ## checks, then runs every test at its full size
+	TEST_SIZE=full $(PYTEST)
 
 soak: $(DEVELOPMENT)  ## kills the server 200 times under load, then replicas and a NATS cluster, and counts what was lost
 	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.nats import NatsServer, nats_running
 from tests.support.outboxes import Backend, on_jetstream, on_sqlite
+from tests.support.sizes import sized
 
 # Machines differ in speed and tests share them, so no example fails for its duration; in CI the examples are the same
 # every time, so that a red build is about the change in it.
@@ -18,12 +19,18 @@ settings.register_profile(
     "project",
     deadline=None,
     derandomize=os.environ.get("CI") == "true",
+    max_examples=sized(25, 100),
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("project")
 
 # A shell that starts tests in the background has them ignore SIGINT, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice as many test processes as cores, 16 at most: half of the tests' time is waiting."""
+    return min(2 * (os.cpu_count() or 1), 16)
 
 
 @pytest.fixture(params=["0", pytest.param("2", marks=pytest.mark.long)], ids=["lanes", "workers"])

@@ -28,7 +28,7 @@ MAX_SENT = 1200  # new events in one life of the server, so that the backlog at 
 MAX_ACCEPTED = 800  # events accepted in one life of the server, about
 MAX_TAKEN = 100  # records that Pointillist takes in one life of the server, about
 MAX_LIFE = 1.0  # seconds from the `serving` line to the kill
-STILLBORN_SHARE = 0.15  # of all lives, those that end before they serve, or just when they do
+STILLBORN_SHARE = 0.15  # of all lives but the first, those that end before they serve, or just when they do
 MAX_STILLBORN = 1.2  # seconds
 DRAIN_DEADLINE = 300.0  # seconds from the end of the faults to an empty outbox
 
@@ -163,7 +163,7 @@ class CrashRun:
         sandbox.behaviour = draw_behaviour(self._random)
         server = await ServerProcess.spawn(settings, self.environment)
         try:
-            if self._random.random() < STILLBORN_SHARE:
+            if self._random.random() < STILLBORN_SHARE and self.kills > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._random.uniform(0, MAX_STILLBORN)):
                         await server.serving()

@@ -20,11 +20,12 @@ from tests.acceptance.crashes import Stub, connected, drained, drawn_seed
 from tests.acceptance.oracle import Events
 from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.sizes import sized
 from tests.support.waiting import DEADLINE
 
-BATCHES = 20
+BATCHES = sized(10, 20)
 BATCH = 50  # events
-SINGLE_CALLS = 200
+SINGLE_CALLS = sized(100, 200)
 OUTCOMES = ("accepted", "duplicate", "filtered", "rejected")
 MIXED = Behaviour({"200": 10.0, "400": 2.0, "413": 1.0, "500": 2.0, "429": 0.1, "drop": 1.0, "truncate": 0.5})
 DOWN = Behaviour({"503": 1.0})

@@ -25,6 +25,7 @@ from service.server.event_service import SERVICE_NAME as EVENT_SERVICE
 from tests.support.events import event, identify, track
 from tests.support.sandboxes import TOKEN
 from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.sizes import sized
 from tests.support.waiting import DEADLINE
 
 UNARY = [f"/{EVENT_SERVICE}/{name}" for name in ("Track", "Identify")] + [
@@ -32,11 +33,12 @@ UNARY = [f"/{EVENT_SERVICE}/{name}" for name in ("Track", "Identify")] + [
 ]
 TRACK = UNARY[0]
 BATCH_SEND = f"/{EVENT_SERVICE}/BatchSend"
-REQUESTS = 10_000  # malformed ones, of all kinds
+REQUESTS = sized(1_500, 10_000)  # malformed ones, of all kinds
 FRAMES = 5  # malformed requests in one stream
 AT_ONCE = 50  # attacks under way at once
-IDLE_STREAMS = 1_000
-ABANDONED = 500  # calls whose deadline passes at once
+IDLE_STREAMS = sized(200, 1_000)
+ABANDONED = sized(100, 500)  # calls whose deadline passes at once
+HALF_CLOSED = sized(20, 100)  # streams of each kind
 CONNECTIONS = 4  # over which idle streams are spread
 NOTHING_KEPT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """Has the C library give freed memory back at once, so that what a process has is what it uses."""
@@ -234,7 +236,7 @@ async def half_closed_streams(channel: grpc.aio.Channel, address: str) -> Codes:
         code: grpc.StatusCode = await call.code()
         return code
 
-    return await all_of([partial(stream, address, []), partial(stream, address, [request]), never_reads] * 100)
+    return await all_of([partial(stream, address, []), partial(stream, address, [request]), never_reads] * HALF_CLOSED)
 
 
 async def abandoned_deadlines(channel: grpc.aio.Channel, _: str) -> Codes:
@@ -249,7 +251,7 @@ async def abandoned_deadlines(channel: grpc.aio.Channel, _: str) -> Codes:
 
 
 async def idle_streams(_: grpc.aio.Channel, address: str) -> Codes:
-    """A thousand streams that are open and say nothing."""
+    """Many streams that are open and say nothing."""
     async with contextlib.AsyncExitStack() as stack:
         options = (("grpc.use_local_subchannel_pool", 1),)  # else all of them would share one connection
         channels = [

@@ -12,9 +12,10 @@ from tests.acceptance.crashes import CrashRun, connected, drained, drawn_seed, s
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.sizes import IS_FULL, sized
 from tests.support.waiting import until
 
-KILLS = 10
+KILLS = sized(4, 10)
 
 
 async def test_no_acknowledged_event_is_lost_when_the_server_is_killed_again_and_again(tmp_path: Path) -> None:
@@ -27,7 +28,8 @@ async def test_no_acknowledged_event_is_lost_when_the_server_is_killed_again_and
     # then
     assert verdict.faults == {}
     assert len(verdict.ledger.accepted) > KILLS
-    assert verdict.evidence.duplicates > 0, "no delivery was repeated, so the run does not show that replay works"
+    # In a short run it may happen that no kill falls between a delivery and its settling.
+    assert verdict.evidence.duplicates > 0 or not IS_FULL, "no delivery was repeated, so replay was not shown to work"
 
 
 @pytest.mark.long

@@ -6,8 +6,9 @@ import pytest
 
 from tests.acceptance.crashes import drawn_seed
 from tests.acceptance.nats_crashes import NatsCrashRun
+from tests.support.sizes import sized
 
-KILLS = 4
+KILLS = sized(2, 4)  # the first is of a nats-server, the second of a replica
 KILLS_OF_A_CLUSTER = 8
 
 

@@ -33,8 +33,9 @@ from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.acceptance.crashes import CrashRun, drawn_seed
 from tests.support.events import entry
 from tests.support.paths import PROJECT
+from tests.support.sizes import sized
 
-POWER_CUTS = 5
+POWER_CUTS = sized(3, 5)
 ROUNDS = 24  # OKs of the observed process; enough that its log is folded into its file
 BATCH = 32  # events put at once
 FILLING = "x" * 24_000  # makes an event take six pages and more

@@ -9,8 +9,9 @@ import pytest
 from tests.support.processes import end, run, start
 from tests.support.sandboxes import running_sandbox, until_taken
 from tests.support.server_processes import running_server
+from tests.support.sizes import sized
 
-COUNT = 2000  # events in the file, without ids of their own
+COUNT = sized(1000, 2000)  # events in the file, without ids of their own
 BAD = 5  # lines among them that are refused, at the beginning
 MAX_WAITING = 200  # events in the outbox: so the server keeps pace with the sandbox, and no sender gets far ahead
 BEFORE = 300  # events that have arrived when the sender is stopped

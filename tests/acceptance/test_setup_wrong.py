@@ -142,13 +142,16 @@ def with_token_file(settings: dict[str, str], path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-async def test_a_wrong_token_loses_nothing_and_the_right_one_in_its_file_mends_it(tmp_path: Path, workers: str) -> None:
+async def test_a_wrong_token_loses_nothing_and_the_right_one_in_its_file_mends_it(
+    tmp_path: Path, relay_workers: str
+) -> None:
     token = tmp_path / "token"
     token.write_text(WRONG_TOKEN, encoding="utf-8")
     async with (
         sandboxed() as sandbox,
-        serving(with_token_file(settings_for(tmp_path / "outbox.db", sandbox, relay_workers=workers), token)) as server,
+        serving(
+            with_token_file(settings_for(tmp_path / "outbox.db", sandbox, relay_workers=relay_workers), token)
+        ) as server,
     ):
         # given
         await server.send(50)
@@ -237,7 +240,7 @@ async def test_a_first_day_on_which_everything_is_refused_costs_a_hundred_dead_l
         assert server.said()[0][:2] == ("relay paused", "refusals")
 
 
-@pytest.mark.parametrize("client", ["pyreqwest", "httpx2"])
+@pytest.mark.parametrize("client", ["pyreqwest", pytest.param("httpx2", marks=pytest.mark.long)])
 async def test_a_redirect_is_not_followed_and_loses_nothing(tmp_path: Path, client: str, relay_workers: str) -> None:
     elsewhere = Web(lambda _: web.Response(text="thank you for the token"))
     async with elsewhere.running():

@@ -17,9 +17,11 @@ from tests.support.certificates import OPENSSL, make_authority
 from tests.support.processes import PROC, children, is_alive
 from tests.support.sandboxes import TOKEN
 from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.sizes import sized
 from tests.support.waiting import until
 
 WORKERS = 2
+EVENTS = sized(400, 800)
 
 
 @dataclass
@@ -88,14 +90,14 @@ async def test_workers_open_no_outbox_and_are_told_no_secret_where_others_can_re
 async def test_killed_workers_are_replaced_and_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     async with working(tmp_path, Behaviour(delay=0.01), max_concurrency="16") as running:
         # given events that are under way
-        await running.server.send(800)
+        await running.server.send(EVENTS)
         await until(lambda: running.sandbox.taken > 100)
 
         # when each worker in turn is killed
         for worker in running.workers:
             os.kill(worker, signal.SIGKILL)
             await gone({worker})
-        await until(lambda: len({taken.message_id for taken in running.sandbox.records}) == 800, 60.0)
+        await until(lambda: len({taken.message_id for taken in running.sandbox.records}) == EVENTS)
         await running.process.until_workers(WORKERS)
         metrics = await running.process.metrics()
         await running.process.stop()

@@ -17,6 +17,7 @@ from service.outbox.base import DeadLetterFilter, Stored
 from tests.support.clock import HandClock
 from tests.support.events import entry
 from tests.support.outboxes import ALL, REFUSAL, WINDOW, open_outbox
+from tests.support.sizes import sized
 
 Result = TypeVar("Result")
 NUMBERS = st.integers(0, 12)  # few, so that message_ids come again
@@ -202,4 +203,4 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutboxModel = OutboxMachine.TestCase
-TestOutboxModel.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestOutboxModel.settings = settings(max_examples=sized(12, 40), stateful_step_count=40, deadline=None)

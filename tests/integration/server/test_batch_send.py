@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_pb2
@@ -226,7 +226,6 @@ async def test_a_stream_is_ended_by_shutdown_with_what_it_took_answered(server: 
 
 
 @given(sequence=st.integers(0, 2**64 - 1), numbers=st.lists(st.integers(0, 5), max_size=5))
-@settings(max_examples=50)
 def test_a_batch_is_read_with_the_bytes_of_its_events(sequence: int, numbers: list[int]) -> None:
     events = [event(number) for number in numbers]
     frame = read_batch(BatchSendRequest(sequence=sequence, events=events).SerializeToString(deterministic=True))

@@ -173,7 +173,7 @@ class JetStreamMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [8, pytest.param(100, marks=pytest.mark.long)])
 def test_an_outbox_on_jetstream_holds_what_its_model_holds(nats_server: NatsServer, examples: int) -> None:
     JetStreamMachine.url = nats_server.url
     checks = [HealthCheck.too_slow]
