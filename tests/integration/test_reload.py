@@ -180,11 +180,10 @@ def replace(path: Path, text: str) -> None:
     path.with_suffix(".new").replace(path)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
 async def test_a_running_server_takes_up_good_mappings_and_keeps_the_last_one_where_a_new_one_is_bad(
-    tmp_path: Path, workers: str
+    tmp_path: Path, relay_workers: str
 ) -> None:
-    async with serving(tmp_path, workers) as running:
+    async with serving(tmp_path, relay_workers) as running:
         sources = [await running.deliver()]
 
         replace(running.file, mapping("Another"))

@@ -18,6 +18,7 @@ from service.mapping.mapping_file import load_mapping
 from service.outbox.sqlite.opening import APPLICATION_ID, SCHEMA_VERSION
 from service.sandbox.server import Sandbox
 from service.server.health import LIVENESS
+from tests.support.commands import call
 from tests.support.monitoring import ALERTS, DASHBOARD, JOB, filled, metric_names, panels
 from tests.support.paths import DEPLOY, PROJECT
 from tests.support.sandboxes import TOKEN
@@ -390,4 +391,4 @@ def test_the_run_book_names_commands_that_there_are() -> None:
     }
     assert {"doctor", "dead-letters list", "dead-letters replay"} <= named
     for words in named & {"doctor", "dead-letters list", "dead-letters show", "dead-letters replay", "mapping check"}:
-        assert "Usage" in run(sys.executable, "-m", "service", *words.split(), "--help")
+        assert "Usage" in call(*words.split(), "--help").out

@@ -140,9 +140,9 @@ def test_sandbox_says_on_one_line_what_is_wrong_with_an_option(options: list[str
 @pytest.mark.parametrize(
     ("options", "answers"),
     [
-        ([], {"200": 1.0}),
+        pytest.param([], {"200": 1.0}, marks=pytest.mark.long),
         (["--answer", "503=0.25", "--answer", "drop=0.25"], {"503": 0.25, "drop": 0.25, "200": 0.5}),
-        (["--answers", '{"200": 7, "503": 3}'], {"200": 7, "503": 3}),
+        pytest.param(["--answers", '{"200": 7, "503": 3}'], {"200": 7, "503": 3}, marks=pytest.mark.long),
     ],
 )
 async def test_sandbox_behaves_as_its_options_say(options: list[str], answers: Mapping[str, float]) -> None:

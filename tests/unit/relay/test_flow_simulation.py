@@ -61,7 +61,7 @@ def settled_limit(server: Server, seed: int = 1, observe: Callable[[float, int],
     return total / samples
 
 
-@pytest.mark.parametrize("latency", [0.02, 0.1])
+@pytest.mark.parametrize("latency", [0.02, pytest.param(0.1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("knee", [10, 40, 120])
 def test_the_limit_settles_within_a_quarter_of_the_servers_knee(knee: int, latency: float) -> None:
     assert settled_limit(Server(knee, latency)) == pytest.approx(knee, rel=0.25)
@@ -77,6 +77,6 @@ def test_the_limit_settles_by_latency_alone(knee: int) -> None:
     assert settled_limit(Server(knee, 0.1, is_refusing=False)) == pytest.approx(knee, rel=0.25)
 
 
-@pytest.mark.parametrize("latency", [0.02, 0.1])
+@pytest.mark.parametrize("latency", [0.02, pytest.param(0.1, marks=pytest.mark.long)])
 def test_without_a_knee_the_limit_grows_to_the_ceiling(latency: float) -> None:
     assert settled_limit(Server(float("inf"), latency)) == CEILING
