@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -35,6 +36,16 @@ DEEP = 60  # levels of objects that Python can build and protobuf does not read
 async def server(tmp_path: Path) -> AsyncIterator[Serving]:
     async with serving(tmp_path) as server:
         yield server
+
+
+shares_its_server = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serving]:
+    """One server for the tests that leave nothing behind in it."""
+    async with serving(tmp_path_factory.mktemp("shared")) as shared:
+        yield shared
 
 
 def nested(levels: int) -> Any:
@@ -150,9 +161,10 @@ async def test_validate_only_checks_and_keeps_nothing(server: Serving) -> None:
     await until(lambda: server.sandbox.requests == 1)
 
 
-async def test_validate_only_does_not_go_with_wait_for_delivery(server: Serving) -> None:
+@shares_its_server
+async def test_validate_only_does_not_go_with_wait_for_delivery(shared: Serving) -> None:
     options = SendOptions(validate_only=True, wait_for_delivery=True)
-    refused = await failure(server.events.Track(TrackRequest(track=track(event=""), options=options)))
+    refused = await failure(shared.events.Track(TrackRequest(track=track(event=""), options=options)))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.violations.keys() == {"options.wait_for_delivery", "track.event"}
 
@@ -238,14 +250,15 @@ async def test_a_redirect_is_not_followed(server: Serving) -> None:
 # -- what is refused
 
 
-async def test_every_fault_of_an_event_is_told_at_once_with_its_path(server: Serving) -> None:
+@shares_its_server
+async def test_every_fault_of_an_event_is_told_at_once_with_its_path(shared: Serving) -> None:
     message = event_pb2.Track(
         message_id="x" * 101,
         timestamp=Timestamp(seconds=253402300800, nanos=-1),
     )
     message.properties.update({"price": math.nan, "list": [1, {"b": math.inf}]})
     message.context.location.latitude = -math.inf
-    refused = await failure(server.events.Track(TrackRequest(track=message)))
+    refused = await failure(shared.events.Track(TrackRequest(track=message)))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.violations.keys() == {
         "track.user_id",
@@ -269,15 +282,17 @@ async def test_every_fault_of_an_event_is_told_at_once_with_its_path(server: Ser
         (TrackRequest(track=event_pb2.Track(event="e")), "track.user_id"),
     ],
 )
-async def test_a_bad_track_is_refused(server: Serving, request_: TrackRequest, path: str) -> None:
-    refused = await failure(server.events.Track(request_))
+@shares_its_server
+async def test_a_bad_track_is_refused(shared: Serving, request_: TrackRequest, path: str) -> None:
+    refused = await failure(shared.events.Track(request_))
     assert (refused.code, set(refused.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, {path})
     assert refused.info.reason
 
 
-async def test_a_bad_identify_is_refused(server: Serving) -> None:
-    assert (await failure(server.events.Identify(IdentifyRequest()))).violations.keys() == {"identify"}
-    bad = await failure(server.events.Identify(IdentifyRequest(identify=identify(traits={"a": math.nan}))))
+@shares_its_server
+async def test_a_bad_identify_is_refused(shared: Serving) -> None:
+    assert (await failure(shared.events.Identify(IdentifyRequest()))).violations.keys() == {"identify"}
+    bad = await failure(shared.events.Identify(IdentifyRequest(identify=identify(traits={"a": math.nan}))))
     assert bad.violations.keys() == {"identify.traits.a"}
 
 
@@ -291,9 +306,10 @@ def deep_request(levels: int) -> bytes:
     return field(1, body + field(numbers["properties"].number, struct))
 
 
-async def test_properties_nested_33_levels_deep_are_refused(server: Serving) -> None:
+@shares_its_server
+async def test_properties_nested_33_levels_deep_are_refused(shared: Serving) -> None:
     for levels in (33, DEEP, 200):
-        error = failed(await raw_failure(server, "Track", deep_request(levels)))
+        error = failed(await raw_failure(shared, "Track", deep_request(levels)))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         assert error.violations
         assert error.info.reason
@@ -307,19 +323,22 @@ async def test_properties_nested_32_levels_deep_are_accepted_and_delivered(serve
 
 @pytest.mark.parametrize("method", ["Track", "Identify"])
 @pytest.mark.parametrize("request_", [b"\xff", b"\x0a\x05abc", field(1, field(1, b"\xff\xfe")), b"\x00\x00\x00\x00"])
-async def test_bytes_that_do_not_parse_are_an_invalid_argument(server: Serving, method: str, request_: bytes) -> None:
-    error = failed(await raw_failure(server, method, request_))
+@shares_its_server
+async def test_bytes_that_do_not_parse_are_an_invalid_argument(shared: Serving, method: str, request_: bytes) -> None:
+    error = failed(await raw_failure(shared, method, request_))
     assert (error.code, set(error.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, {""})
     assert error.info.reason
 
 
-async def test_a_request_over_4_mib_gets_grpcs_own_answer(server: Serving) -> None:
-    error = await raw_failure(server, "Track", bytes(4 * 1024 * 1024 + 1))
+@shares_its_server
+async def test_a_request_over_4_mib_gets_grpcs_own_answer(shared: Serving) -> None:
+    error = await raw_failure(shared, "Track", bytes(4 * 1024 * 1024 + 1))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_method_that_does_not_exist_is_unimplemented(server: Serving) -> None:
-    assert (await raw_failure(server, "Page", b"")).code() is grpc.StatusCode.UNIMPLEMENTED
+@shares_its_server
+async def test_a_method_that_does_not_exist_is_unimplemented(shared: Serving) -> None:
+    assert (await raw_failure(shared, "Page", b"")).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_full_outbox_is_unavailable_with_a_time_to_try_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2
 from hypothesis import given
@@ -47,6 +48,16 @@ MIB = 1024 * 1024
 async def server(tmp_path: Path) -> AsyncIterator[Serving]:
     async with serving(tmp_path) as server:
         yield server
+
+
+shares_its_server = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serving]:
+    """One server for the tests that leave nothing behind in it."""
+    async with serving(tmp_path_factory.mktemp("shared")) as shared:
+        yield shared
 
 
 def not_finite(key: str, count: int) -> event_pb2.Track:
@@ -90,8 +101,9 @@ def test_a_message_tells_how_many_faults_there_are_and_the_first() -> None:
 
 @pytest.mark.parametrize("count", [20, 70, 1000])
 @pytest.mark.parametrize("key", ["k", "k" * 200, "k" * 15_000, "あ", "あ" * 200, "😀" * 3_000], ids=len)
-async def test_many_faults_with_long_paths_reach_an_ordinary_client(server: Serving, key: str, count: int) -> None:
-    refused = await failure(server.events.Track(TrackRequest(track=not_finite(key, count))))
+@shares_its_server
+async def test_many_faults_with_long_paths_reach_an_ordinary_client(shared: Serving, key: str, count: int) -> None:
+    refused = await failure(shared.events.Track(TrackRequest(track=not_finite(key, count))))
 
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     bad_request = error_details_pb2.BadRequest()
@@ -100,8 +112,9 @@ async def test_many_faults_with_long_paths_reach_an_ordinary_client(server: Serv
     assert "20 faults" in refused.status.message
 
 
-async def test_an_event_of_many_megabytes_with_thousands_of_faults_is_one_fault(server: Serving) -> None:
-    refused = await failure(server.events.Track(TrackRequest(track=not_finite("k" * MIB, 5_000))))
+@shares_its_server
+async def test_an_event_of_many_megabytes_with_thousands_of_faults_is_one_fault(shared: Serving) -> None:
+    refused = await failure(shared.events.Track(TrackRequest(track=not_finite("k" * MIB, 5_000))))
 
     assert refused.violations.keys() == {"track"}
 
@@ -144,14 +157,15 @@ WORST = {
 
 
 @pytest.mark.parametrize("kind", WORST)
-async def test_an_answer_to_nothing_but_bad_events_is_one_that_clients_read(server: Serving, kind: str) -> None:
+@shares_its_server
+async def test_an_answer_to_nothing_but_bad_events_is_one_that_clients_read(shared: Serving, kind: str) -> None:
     # given as many of them as a request of 4 MiB holds, and a good one
     bad, count = WORST[kind]
     count = min(count - 1, 4_190_000 // (bad.ByteSize() + 4))
 
     # when
-    call = server.events.BatchSend()
-    await call.write(BatchSendRequest(sequence=1, events=[event(1), *[bad] * count]))
+    call = shared.events.BatchSend()
+    await call.write(BatchSendRequest(sequence=1, events=[event(message_id=kind), *[bad] * count]))
     await call.done_writing()
     [answer] = [one async for one in call]
 
@@ -165,8 +179,9 @@ async def test_an_answer_to_nothing_but_bad_events_is_one_that_clients_read(serv
         assert rejection.status.message
 
 
-async def test_a_rejection_cuts_a_message_id_that_is_as_large_as_a_request(server: Serving) -> None:
-    call = server.events.BatchSend()
+@shares_its_server
+async def test_a_rejection_cuts_a_message_id_that_is_as_large_as_a_request(shared: Serving) -> None:
+    call = shared.events.BatchSend()
     await call.write(BatchSendRequest(events=[event(1, message_id="x" * 4_000_000)]))
     await call.done_writing()
     [answer] = [one async for one in call]
