@@ -25,6 +25,7 @@ from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.factory import check_role, open_outbox
 from service.relay.factory import make_sender
 from service.relay.flow import Cause, Flow, State
+from service.relay.passed_setup import PassedSetup
 from service.relay.relay import Relay
 from service.relay.worker_pool import WorkerPool
 from service.reloader import Reloader, watch_mapping
@@ -162,14 +163,44 @@ class App:
         deliveries = DeliveryWaiters()
         outbox = await open_outbox(settings, clock, deliveries.settled)
         stack.push_async_callback(outbox.close)
-        relay, flow, is_getting_through = self._build_relay(outbox, deliveries, metrics, clock, tracing, stack)
+        setup = PassedSetup(outbox, settings.api_url, self._token.current, self._mapping.current)
+        has_passed = await setup.has_passed()
+        flow = Flow(
+            max(1, settings.max_concurrency // settings.relay_replicas),
+            random.random,
+            lambda flow: _report(flow, metrics),
+            has_passed=has_passed,
+        )
+        sender = make_sender(
+            settings, role, mapping=self._mapping.current, token=self._token.current, clock=clock, stack=stack
+        )
+        relay = Relay(
+            outbox=outbox,
+            sender=sender,
+            flow=flow,
+            deliveries=deliveries,
+            metrics=metrics,
+            clock=clock,
+            random=random.random,
+            max_age=settings.max_age,
+            retry_max_delay=settings.retry_max_delay,
+            dead_letters_most=settings.dead_letter_max_events,
+            tracing=tracing,
+            passed=setup.passed,
+        )
+        _observe(metrics, outbox, relay, flow, clock)
+        if isinstance(sender, WorkerPool):
+            metrics.relay_workers.set_function(lambda: sender.alive)
+            metrics.relay_worker_restarts.set_function(lambda: sender.restarts)
         service = EventService(
             outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
         )
         health = Health(
             why_dead=outbox.broken,
             why_not_ready=(lambda: _reason(outbox.full())) if role.accepts else outbox.unreachable,
-            is_getting_through=is_getting_through if role.relays else None,
+            is_getting_through=(
+                (lambda: flow.is_getting_through(clock.steady()) and sender.is_able) if role.relays else None
+            ),
             accepts=role.accepts,
             beat=lambda: _beat_health(outbox, metrics),
         )
@@ -192,8 +223,10 @@ class App:
         await self._serve_health(health, stack)
 
         def changed() -> None:
+            if setup.has_changed():
+                flow.begin_again()
             flow.probe_now()
-            relay.look()
+            relay.wake()
 
         reloader = Reloader(
             token=self._token,
@@ -204,44 +237,6 @@ class App:
             changed=changed,
         )
         return _Parts(outbox, relay, service, health, calls, server, metrics, metrics_server, reloader)
-
-    def _build_relay(  # noqa: PLR0917  all of them are parts of the server
-        self,
-        outbox: OpenOutbox,
-        deliveries: DeliveryWaiters,
-        metrics: Metrics,
-        clock: SystemClock,
-        tracing: Tracing | None,
-        stack: contextlib.AsyncExitStack,
-    ) -> tuple[Relay, Flow, Callable[[], bool]]:
-        """Build the relay and its flow, and the question whether it gets through to Pointillist."""
-        settings = self._settings
-        sender = make_sender(
-            settings, self._role, mapping=self._mapping.current, token=self._token.current, clock=clock, stack=stack
-        )
-        flow = Flow(
-            max(1, settings.max_concurrency // settings.relay_replicas),
-            random.random,
-            lambda flow: _report(flow, metrics),
-        )
-        relay = Relay(
-            outbox=outbox,
-            sender=sender,
-            flow=flow,
-            deliveries=deliveries,
-            metrics=metrics,
-            clock=clock,
-            random=random.random,
-            max_age=settings.max_age,
-            retry_max_delay=settings.retry_max_delay,
-            dead_letters_most=settings.dead_letter_max_events,
-            tracing=tracing,
-        )
-        _observe(metrics, outbox, relay, flow, clock)
-        if isinstance(sender, WorkerPool):
-            metrics.relay_workers.set_function(lambda: sender.alive)
-            metrics.relay_worker_restarts.set_function(lambda: sender.restarts)
-        return relay, flow, lambda: flow.is_getting_through and sender.is_able
 
     async def _serve_health(self, health: Health, stack: contextlib.AsyncExitStack) -> None:
         """Serve health on a port of its own, where the settings name one."""
@@ -303,7 +298,7 @@ def _beat_health(outbox: OpenOutbox, metrics: Metrics) -> None:
 async def _wake_relay(relay: Relay) -> None:
     """Wake the relay's loop while there is nothing to do, so that its heartbeat stops only when it is stuck."""
     while True:
-        relay.look()
+        relay.wake()
         await asyncio.sleep(HEARTBEAT_INTERVAL)
 
 

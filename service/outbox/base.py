@@ -8,6 +8,7 @@ Each user of the outbox is given only its half: the way in a Sink, the relay a Q
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from service.errors import OutboxUnavailableError
@@ -106,6 +107,21 @@ class Stats:
     dead_letters: int
 
 
+class Pick(StrEnum):
+    """The events that a fetch may lease."""
+
+    READY = "ready"
+    """Tried ones that are due, then new ones, each oldest first."""
+    NEW = "new"
+    """Never tried; oldest first."""
+    NEWEST = "newest"
+    """Never tried; newest first."""
+    DUE = "due"
+    """Tried and due; first due first."""
+    TRIED = "tried"
+    """Tried, due or not; first due first."""
+
+
 class Sink(Protocol):
     """The half of the outbox that stores events. Called from one event loop only; raises OutboxError only."""
 
@@ -137,11 +153,12 @@ class Queue(Protocol):
     duplicate window is short and best effort, a lease ends when its process is silent for long, attempts and the first
     attempt's time are known to the process that made them and estimated by others, due times are NATS' own, an early
     fetch finds only the events that this process put back, and a fetch may miss an event that was put a moment ago;
-    `arrived` is then called for it.
+    `arrived` is then called for it. It does not tell new events from tried ones: NEW and DUE fetch as READY does,
+    NEWEST and TRIED too, and then the events that this process put back.
     """
 
-    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
-        """Lease up to `limit` events that are due, oldest first; with `early`, also events that are not due yet.
+    async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
+        """Lease up to `limit` events.
 
         A leased event is not fetched again before it is settled or the outbox is opened again.
         """
@@ -149,8 +166,11 @@ class Queue(Protocol):
     def ack(self, stored: Stored) -> None:
         """Settle as delivered. It reaches the disk a little later; after a crash before that, it is delivered again."""
 
-    def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
-        """Settle for redelivery in `delay` seconds; `attempted` counts the attempt."""
+    def nak(self, stored: Stored, delay: float) -> None:
+        """Settle for redelivery in `delay` seconds, and count the attempt."""
+
+    def release(self, stored: Stored, delay: float = 0.0) -> None:
+        """Give an event back that was not tried, for redelivery in `delay` seconds."""
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as given up: the event becomes a dead letter in one transaction."""
@@ -219,3 +239,9 @@ class OpenOutbox(Sink, Queue, Protocol):
 
     async def close(self) -> None:
         """Flush and release the store."""
+
+    async def recall(self, name: str) -> str:
+        """Return the text that was remembered under a name, in this process or an earlier one; "" if there is none."""
+
+    async def remember(self, name: str, text: str) -> None:
+        """Keep a short text under a name, as durably as the events; a store that replicas share keeps nothing."""

@@ -1,4 +1,4 @@
-"""The courier that the settings name."""
+"""The sender that the settings name."""
 
 import contextlib
 from collections.abc import Callable
@@ -22,20 +22,20 @@ def make_sender(
     clock: Clock,
     stack: contextlib.AsyncExitStack,
 ) -> LocalSender | WorkerPool:
-    """Lanes in this process, or workers in processes of their own.
+    """Return a sender in this process, or a pool of worker processes.
 
     Args:
-        settings: say which.
+        settings: name the sender, Pointillist's address and its limits.
         role: of this replica; one that relays nothing needs no workers.
-        mapping: gives the mapping in force.
-        token: gives the API token in force.
-        clock: its time.
-        stack: closes what is opened.
+        mapping: returns the mapping in force.
+        token: returns the API token in force.
+        clock: measures the POSTs.
+        stack: closes the sender and its HTTP client.
 
     Raises:
         SettingsError: the address, a file or the proxy cannot be used.
     """
-    pointillist = connect(  # with workers too, so that what cannot be used is refused at the start
+    pointillist = connect(  # with workers too, so that an unusable address or file is refused at the start
         client=settings.http_client,
         url=settings.api_url,
         token=token,
@@ -58,5 +58,5 @@ def make_sender(
         log_format=settings.log_format,
     )
     workers = WorkerPool(settings.relay_workers, set_up, mapping=mapping, token=token, clock=clock)
-    stack.push_async_callback(workers.stop, 0.0)  # where the start fails; else they have ended by then
+    stack.push_async_callback(workers.stop, 0.0)  # if the start fails; otherwise they have exited by then
     return workers

@@ -1,37 +1,41 @@
-"""How much the relay may have in flight: one number, and the one state machine that moves it.
+"""The flow of POSTs: how many may be in flight, how many of them repeats, and the state machine above both.
 
-    flowing   n   adapts: grows while it is the limit and latency is steady, shrinks on 429, 5xx, timeouts and
-                  rising latency (additive increase, multiplicative decrease)
-    probing   1   at intervals, each time with another event, after Pointillist refused everything for a while or
-                  said that the set-up is wrong; any 2xx makes it flow again
-    paused    0   there is no room for dead letters
+    flowing   n      first tries and repeats, within the concurrency limit and the rate of repeats
+    probing   1      POST at a time of its own, after an outage or a wrong set-up was proved; any 2xx ends it
+    paused    0      for as long as there is a cause, such as no capacity for dead letters
 
-Pure: times are passed in, in seconds of one steady clock.
+A probe is sent at its time, whether or not the one before was answered. Pure: times are passed in, in seconds of one
+steady clock.
 """
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
+from service.outbox.base import Pick
+from service.relay.concurrency import ConcurrencyLimit, Group
+from service.relay.outage import Outage
+from service.relay.repeat_rate import RepeatRate
 from service.relay.retry import RetryDecision, Verdict
 
-START_LIMIT = 8  # events in flight at the start, before anything is known
-GROWTH = 1.0  # added to the limit once a round trip
-SHRINKAGE = 0.8  # the limit is multiplied by this, at most once a round trip
-OVERLOAD_SHARE = 0.1  # share of a round's answers that must tell of overload; a lone failure is no overload
-LATENCY_RISE = 1.2  # a round whose mean latency is above the baseline's by this factor ...
-LATENCY_NOISE = 0.01  # ... and these seconds tells of overload
-BASELINE_DRIFT = 0.02  # how fast the baseline follows a higher latency that stays, per round
-MAX_FAILURES = 20  # failures in a row, with no 2xx between, that end flowing
-FAILURES_TELLING = 5  # failures in a row after which the relay is not getting through
-MAX_REFUSALS = 100  # refused events with no 2xx since the start that mean a wrong set-up
-SLOW_DOWN_DELAY = 0.5  # seconds, the most that a 429 without Retry-After holds the whole relay
-RECENT_ACK = 60.0  # seconds after a 2xx in which a set-up that seems wrong is probed at once
-PROBE_DELAY = 0.5  # seconds before the second probe; doubles with each
+REPEAT_SHARE = 0.25  # share of the limit that repeats may take while first tries wait
+MAX_REFUSALS = 100  # refused events with no 2xx so far that mean a wrong set-up
+RECENT_FIRST_TRIES = 50  # answers over which a rate limit of Pointillist shows ...
+MIN_FIRST_TRIES = 10  # ... if there are so many
+SLOW_DOWN_SHARE = 0.5  # share of 429 among them that holds the whole relay
+SLOW_DOWN_DELAY = 0.5  # seconds, the most that a 429 without Retry-After holds it
+PROBE_DELAY = 0.5  # seconds between probes, at most; doubles with each after the first FAST_PROBES
+FAST_PROBES = 60
 MAX_PROBE_DELAY = 30.0  # seconds
+SUSPICION = 10  # failed first tries in a row after which the newest are tried, too
+SUSPICION_TIME = 30.0  # seconds for which they are
+NEWEST_TURNS = 2  # first tries of which all but one are the newest
+FALSE_ALARM = 30.0  # seconds within which the end of an outage makes it a false alarm
 
 
 class State(StrEnum):
-    """What the relay is doing."""
+    """The state of the relay."""
 
     FLOWING = "flowing"
     PROBING = "probing"
@@ -39,221 +43,316 @@ class State(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why the relay is not flowing."""
+    """The cause of a state other than flowing."""
 
     SETUP = "setup"
     """Pointillist says that the token, the address or the account is wrong."""
     REFUSALS = "refusals"
-    """Pointillist has refused a hundred events and taken none since the start: the set-up, too."""
+    """Pointillist has refused a hundred events and taken none: the set-up, too."""
     OUTAGE = "outage"
     """Nothing gets through for the moment."""
     DEAD_LETTERS_FULL = "dead_letters_full"
-    """There is no room for another dead letter."""
+    """There is no capacity for another dead letter."""
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A POST in flight."""
+
+    at: float
+    is_repeat: bool
+    group: Group | None
+    """None where it is a repeat or a probe."""
 
 
 class Flow:
     """The state machine.
 
     Args:
-        ceiling: the most that may ever be in flight.
+        ceiling: POSTs that may ever be in flight.
         random: uniform in [0, 1), for jitter.
-        changed: called after every change of state.
+        changed: called after every change of state or cause.
+        has_passed: a 2xx was seen with this address, token and mapping, in an earlier process.
     """
 
-    def __init__(self, ceiling: int, random: Callable[[], float], changed: Callable[["Flow"], None]) -> None:
-        self._ceiling = ceiling
+    def __init__(
+        self,
+        ceiling: int,
+        random: Callable[[], float],
+        changed: Callable[["Flow"], None],
+        *,
+        has_passed: bool = False,
+    ) -> None:
         self._random = random
         self._changed = changed
-        self.state = State.FLOWING
-        self.cause: Cause | None = None
-        """Why it is not flowing; None while it is."""
+        self._concurrency = ConcurrencyLimit(ceiling, has_passed=has_passed)
+        self._repeats = RepeatRate()
+        self._outage = Outage(has_passed=has_passed)
+        self._recent: deque[bool] = deque(maxlen=RECENT_FIRST_TRIES)  # of first tries: was it a 429?
+        self._mode = State.FLOWING
+        self._mode_cause: Cause | None = None
+        self._pauses: dict[Cause, None] = {}
         self.answer = ""
-        """The answer that ended the flowing, such as "401" or "timeout"."""
-        self._limit = float(min(START_LIMIT, ceiling))
-        self._slow_start_until = float(ceiling)
+        """The answer that the mode follows from, such as "401" or "timeout"."""
+        self.in_flight = 0
+        """POSTs in flight."""
         self._held_until = float("-inf")
         self._probe_at = float("-inf")
         self._probes = 0
+        self._turn = 0
         self._probing_since = float("-inf")
-        self._failures = 0
-        self._acks = 0
-        self._last_ack_at = float("-inf")
         self._refusals = 0
-        self._baseline: float | None = None
-        self._start_round(float("-inf"))
+        self._suspicious_until = float("-inf")
 
-    # -- what the relay asks
+    # -- asked by the relay
+
+    @property
+    def state(self) -> State:
+        """The state."""
+        return State.PAUSED if self._pauses else self._mode
+
+    @property
+    def cause(self) -> Cause | None:
+        """The cause of the state; None while flowing."""
+        return next(iter(self._pauses), self._mode_cause)
+
+    @property
+    def has_passed(self) -> bool:
+        """A 2xx was seen with this address, token and mapping."""
+        return self._outage.has_passed
 
     def limit(self, now: float) -> int:
-        """How many may be in flight now."""
-        if self.state is State.PAUSED or now < self._held_until:
+        """POSTs that may be in flight now, repeats included."""
+        if self._pauses or now < self._held_until:
             return 0
-        if self.state is State.PROBING:
-            return 1 if now >= self._probe_at else 0
-        return int(self._limit)
+        if self._mode is State.PROBING:
+            return self.in_flight + 1 if now >= self._probe_at else 0
+        return self._concurrency.value
+
+    def repeats(self, now: float, taken: int, *, others_wait: bool) -> int:
+        """Repeats that may be taken now.
+
+        Args:
+            now: the time.
+            taken: repeats that are taken and not answered.
+            others_wait: there are first tries to send.
+        """
+        limit = self._concurrency.value
+        places = max(1, int(limit * REPEAT_SHARE)) if others_wait else limit
+        return max(0, min(self._repeats.available(now), places - taken))
+
+    def is_suspicious(self, now: float) -> bool:
+        """Return True while the oldest first tries have failed in a row, so that the newest are tried beside them."""
+        return now < self._suspicious_until
+
+    def takes_newest(self, now: float) -> bool:
+        """Return True if the next first try is to be the newest pending event, not the oldest."""
+        if not self.is_suspicious(now):
+            return False
+        self._turn += 1
+        return self._turn % NEWEST_TURNS != 0
+
+    def repeats_at(self, now: float) -> float | None:
+        """The time at which the rate of repeats allows one; None if it does now."""
+        return self._repeats.available_at(now)
+
+    def take_repeat(self) -> None:
+        """Spend the token of a repeat that is taken."""
+        self._repeats.take()
+
+    def give_back_repeat(self) -> None:
+        """Return the token of a repeat that was taken and is not sent."""
+        self._repeats.give_back()
+
+    def picks(self) -> tuple[Pick, ...]:
+        """Return the kinds of events that the next probe may take, in the order of preference: each has its turn."""
+        turns = (Pick.NEWEST, Pick.NEW, Pick.TRIED)
+        turn = self._turn % len(turns)
+        return turns[turn:] + turns[:turn]
 
     def opens_at(self, now: float) -> float | None:
-        """When the limit rises by time alone; None where it does not."""
-        at = max(self._held_until, self._probe_at if self.state is State.PROBING else float("-inf"))
-        return at if self.state is not State.PAUSED and at > now else None
+        """The time at which the limit rises by itself; None where it does not."""
+        at = max(self._held_until, self._probe_at if self._mode is State.PROBING else float("-inf"))
+        return at if not self._pauses and at > now else None
 
     @property
     def target(self) -> int:
-        """The limit, whatever holds it back for a moment."""
-        return {State.PAUSED: 0, State.PROBING: 1, State.FLOWING: int(self._limit)}[self.state]
+        """The limit without what holds it back for a moment."""
+        return {State.PAUSED: 0, State.PROBING: 1, State.FLOWING: self._concurrency.value}[self.state]
 
-    @property
-    def is_getting_through(self) -> bool:
-        """Whether Pointillist takes events, as far as the latest answers tell."""
-        return self.state is State.FLOWING and self._failures < FAILURES_TELLING
+    def is_getting_through(self, now: float) -> bool:
+        """Pointillist takes events, as far as the latest answers show."""
+        return self.state is State.FLOWING and not self._outage.is_telling(now)
 
-    # -- what the relay tells
+    # -- reported by the relay
+
+    def sent(self, now: float, *, is_repeat: bool, is_newest: bool = False) -> Sent:
+        """Count a POST that leaves; returns its record, for `answered` or `abandoned`."""
+        self.in_flight += 1
+        self._outage.sent(now)
+        group = None
+        if self._mode is State.PROBING:
+            self._turn += 1
+            self._schedule_probe(now)
+        elif not (is_repeat or is_newest):
+            group = self._concurrency.sent(now)
+        return Sent(now, is_repeat, group)
+
+    def abandoned(self, sent: Sent, now: float) -> None:
+        """Forget a POST that will not be answered."""
+        self.in_flight -= 1
+        if sent.group is not None:
+            self._concurrency.abandoned(sent.group, now)
 
     def answered(
-        self, decision: RetryDecision, *, sent_at: float, now: float, in_flight: int, retry_after: float = 0.0
+        self,
+        sent: Sent,
+        decision: RetryDecision,
+        *,
+        event: int,
+        now: float,
+        waiting: int,
+        retry_after: float = 0.0,
     ) -> Verdict:
-        """Take note of an answer; returns what is to be done with its event: ACK, NAK or TERM.
+        """Count an answer; returns the settlement of its event: ACK, NAK or TERM.
 
         Args:
-            decision: what the answer means by itself.
-            sent_at: when the event was sent.
-            now: when the answer came.
-            in_flight: how many were in flight then, this one included.
+            sent: the POST's record.
+            decision: the meaning of the answer by itself.
+            event: identifies the event.
+            now: the time of the answer.
+            waiting: events that may be sent, those in flight included.
             retry_after: seconds that the answer asks to wait.
         """
+        if not sent.is_repeat:
+            self._recent.append(decision.slow_down)
         if decision.slow_down:
-            self._held_until = max(self._held_until, now + (retry_after or SLOW_DOWN_DELAY * self._random()))
-        match decision.verdict:
-            case Verdict.ACK:
-                self._acked(now)
-                self._count(sent_at, now, in_flight, overload=False)
-                return Verdict.ACK
-            case Verdict.TERM:
-                return self._refused(sent_at, now)
-            case Verdict.SETUP:
-                if self._last_ack_at < sent_at:  # else others pass, and it is this event that is refused
-                    self._failed(decision.reason, sent_at, now, retry_after, most=1, cause=Cause.SETUP)
-            case Verdict.NAK:
-                self._count(sent_at, now, in_flight, overload=decision.overload, at_once=decision.slow_down)
-                self._failed(decision.reason, sent_at, now, retry_after, most=MAX_FAILURES, cause=Cause.OUTAGE)
+            self._slow_down(now, retry_after)
+        is_failure = decision.verdict in (Verdict.NAK, Verdict.SETUP)
+        if self._mode is State.FLOWING:
+            self._concurrency.answered(
+                sent.group,
+                sent_at=sent.at,
+                now=now,
+                failed=decision.verdict is Verdict.NAK and decision.overload,
+                passed=decision.verdict is Verdict.ACK,
+                in_flight=self.in_flight,
+            )
+        self.in_flight -= 1
+        if decision.verdict is Verdict.ACK:
+            self._passed(now)
+            if sent.is_repeat:
+                self._repeats.passed()
+            return Verdict.ACK
+        if decision.verdict is Verdict.TERM:
+            return self._refused(sent, now)
+        assert is_failure
+        if sent.is_repeat:
+            self._repeats.failed()
+        is_setup = decision.verdict is Verdict.SETUP
+        self._failed(sent, decision.reason, event, now, waiting, retry_after, is_setup=is_setup)
         return Verdict.NAK
 
     def pause(self, cause: Cause) -> None:
-        """Send nothing until `unpause`."""
-        if self.state is not State.PAUSED:
-            self._change(State.PAUSED, cause)
+        """Send nothing while this cause lasts."""
+        if cause not in self._pauses:
+            self._pauses[cause] = None
+            self._changed(self)
 
-    def unpause(self, now: float) -> None:
-        """End a pause."""
-        if self.state is State.PAUSED:
-            self._resume(now)
+    def unpause(self, cause: Cause) -> None:
+        """End a cause of a pause; another one goes on."""
+        if cause in self._pauses:
+            del self._pauses[cause]
+            self._changed(self)
 
     def probe_now(self) -> None:
-        """Something was mended: do not wait for the next probe's time."""
+        """Send the next probe at once: something was put right."""
         self._probe_at = float("-inf")
         self._probes = 0
 
+    def begin_again(self) -> None:
+        """Forget that a 2xx was seen: the address, the token or the mapping is another."""
+        self._outage.has_passed = False
+        self._outage.forget()
+        self._refusals = 0
+        self.probe_now()
+
     # -- inside
 
-    def _acked(self, now: float) -> None:
-        self._acks += 1
-        self._failures = 0
-        self._last_ack_at = now
-        if self.state is State.PROBING:
+    def _slow_down(self, now: float, retry_after: float) -> None:
+        """Hold the whole relay where most of the recent first tries were told to slow down."""
+        recent = self._recent
+        if len(recent) >= MIN_FIRST_TRIES and sum(recent) >= SLOW_DOWN_SHARE * len(recent):
+            self._held_until = max(self._held_until, now + (retry_after or SLOW_DOWN_DELAY * self._random()))
+
+    def _passed(self, now: float) -> None:
+        self._outage.passed(now)
+        if self._mode is State.PROBING:
             self._resume(now)
 
-    def _failed(self, reason: str, sent_at: float, now: float, retry_after: float, *, most: int, cause: Cause) -> None:
-        self._failures += 1
-        if self.state is State.PROBING:
-            self._probe_failed(sent_at, now, retry_after)
-        elif self.state is State.FLOWING and self._failures >= most:
-            self._probe(cause, now, reason)
+    def _failed(  # noqa: PLR0917  as `answered` has them
+        self,
+        sent: Sent,
+        reason: str,
+        event: int,
+        now: float,
+        waiting: int,
+        retry_after: float,
+        *,
+        is_setup: bool,
+    ) -> None:
+        cause = Cause.SETUP if is_setup else Cause.OUTAGE
+        if self._mode is State.PROBING:
+            if sent.at > self._probing_since:
+                self._probe_at = max(self._probe_at, now + retry_after)
+                self._report(cause, reason)
+        elif self._outage.failed(
+            event, sent_at=sent.at, now=now, is_repeat=sent.is_repeat, is_setup=is_setup, waiting=waiting
+        ):
+            self._probe(cause, reason, now)
+        elif self._outage.first_tries >= SUSPICION:
+            self._suspicious_until = now + SUSPICION_TIME
 
-    def _refused(self, sent_at: float, now: float) -> Verdict:
+    def _refused(self, sent: Sent, now: float) -> Verdict:
         """A refusal for good. On a first day it is the set-up that is wrong, and a hundred victims are enough."""
-        if self.state is State.PROBING and self.cause is Cause.REFUSALS:
-            self._probe_failed(sent_at, now, 0.0)
+        if self._mode is State.PROBING and self._mode_cause is Cause.REFUSALS:
             return Verdict.NAK
-        if self._acks == 0:
+        if not self._outage.has_passed:
             self._refusals += 1
             if self._refusals >= MAX_REFUSALS:
-                if self.state is not State.PAUSED:
-                    self._probe(Cause.REFUSALS, now)
+                if self._mode is State.FLOWING:
+                    self._probe(Cause.REFUSALS, "", now)
+                else:
+                    self._report(Cause.REFUSALS, "")
                 return Verdict.TERM if self._refusals == MAX_REFUSALS else Verdict.NAK
-        self._failures = 0  # Pointillist is there, and reads what it is sent
-        if self.state is State.PROBING:
-            if self.cause is Cause.SETUP:
-                self._probe_failed(sent_at, now, 0.0)
-            else:
-                self._resume(now)
+        if self._mode is State.PROBING:
+            if self._mode_cause is Cause.OUTAGE and sent.at > self._probing_since:
+                self._resume(now)  # Pointillist is there, and reads what it is sent
+        else:
+            self._outage.forget()
         return Verdict.TERM
 
-    def _probe(self, cause: Cause, now: float, answer: str = "") -> None:
-        self._slow_start_until = max(1.0, self._limit / 2)
-        self._probes = 0
+    def _probe(self, cause: Cause, answer: str, now: float) -> None:
+        self._mode = State.PROBING
+        self._probes = self._turn = 0
         self._probing_since = now
-        if cause is Cause.SETUP and now - self._last_ack_at < RECENT_ACK:
-            self._probe_at = now  # it may be this event alone that is refused so: the next one tells
-        else:
-            self._schedule_probe(now, 0.0)
-        self._change(State.PROBING, cause, answer)
+        self._schedule_probe(now)
+        self._report(cause, answer)
 
-    def _probe_failed(self, sent_at: float, now: float, retry_after: float) -> None:
-        """Wait longer for the next probe; what was in flight before the probing began is no probe."""
-        if sent_at >= self._probing_since:
-            self._schedule_probe(now, retry_after)
-
-    def _schedule_probe(self, now: float, retry_after: float) -> None:
-        delay = min(PROBE_DELAY * 2.0 ** min(self._probes, 10), MAX_PROBE_DELAY)
+    def _schedule_probe(self, now: float) -> None:
+        delay = min(PROBE_DELAY * 2.0 ** min(max(0, self._probes - FAST_PROBES), 10), MAX_PROBE_DELAY)
         self._probes += 1
-        self._probe_at = now + max(retry_after, delay * (0.5 + 0.5 * self._random()))
+        self._probe_at = now + delay * (0.5 + 0.5 * self._random())
+
+    def _report(self, cause: Cause, answer: str) -> None:
+        """The cause and the answer follow the latest probe."""
+        self.answer = answer
+        if cause is not self._mode_cause:
+            self._mode_cause = cause
+            self._changed(self)
 
     def _resume(self, now: float) -> None:
-        self._limit = 1.0
-        self._failures = 0
-        self._start_round(now)
-        self._change(State.FLOWING, None)
-
-    def _change(self, state: State, cause: Cause | None, answer: str = "") -> None:
-        self.state, self.cause, self.answer = state, cause, answer
+        self._mode, self._mode_cause, self.answer = State.FLOWING, None, ""
+        self._concurrency.restart(now, is_false_alarm=now - self._probing_since <= FALSE_ALARM)
+        self._outage.forget()
         self._changed(self)
-
-    # -- additive increase, multiplicative decrease, once a round trip
-
-    def _start_round(self, now: float) -> None:
-        self._round_at = now
-        self._answers = 0
-        self._overloads = 0
-        self._latencies = 0.0
-        self._reached = False
-
-    def _count(self, sent_at: float, now: float, in_flight: int, *, overload: bool, at_once: bool = False) -> None:
-        """A round ends with the first answer to an event that was sent after it began."""
-        if self.state is not State.FLOWING:
-            return
-        if sent_at < self._round_at:
-            return
-        self._answers += 1
-        self._overloads += overload
-        self._latencies += now - sent_at
-        self._reached = self._reached or in_flight >= int(self._limit)
-        if at_once or self._answers >= int(self._limit) or self._overloads > OVERLOAD_SHARE * self._limit:
-            self._end_round(now, at_once=at_once)
-
-    def _end_round(self, now: float, *, at_once: bool) -> None:
-        latency = self._latencies / self._answers
-        baseline = latency if self._baseline is None else self._baseline
-        rises = latency > baseline * LATENCY_RISE and latency > baseline + LATENCY_NOISE
-        overloaded = at_once or self._overloads > OVERLOAD_SHARE * self._answers
-        if overloaded or (rises and self._reached):
-            self._slow_start_until = 0.0
-            self._limit = max(1.0, self._limit * SHRINKAGE)
-            self._start_round(now)
-        else:
-            if self._reached:
-                grown = self._limit * 2 if self._limit < self._slow_start_until else self._limit + GROWTH
-                self._limit = min(grown, float(self._ceiling))
-            self._start_round(float("-inf"))
-        if not overloaded:
-            drift = BASELINE_DRIFT if latency > baseline else 0.5
-            self._baseline = baseline + drift * (latency - baseline)

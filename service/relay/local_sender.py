@@ -1,7 +1,7 @@
-"""The courier in the server's own process: as many lanes as may be under way.
+"""The sender in the server's own process: one task per POST in flight.
 
-A lane is a task that takes one event after another. It lives while there is something to send: an event that must be
-tried again goes back into the outbox with its time, and holds no task, no connection and no memory.
+A task sends one event after another. It lives while there are events to send: one that must be tried again goes back
+into the outbox with its due time, and holds no task, no connection and no memory.
 """
 
 import asyncio
@@ -20,87 +20,92 @@ from service.relay.sender import SenderHost
 AHEAD = 32
 """Events that are mapped in one go. Their POSTs then leave one right after the other, so that the HTTP client's thread
 handles several each time it wakes; one by one, a POST costs a fifth more."""
+UNEXPECTED = "an unexpected error of this service"
 
 log = structlog.get_logger()
 
 
 class LocalSender:
-    """Carries events on the event loop that it is used on."""
+    """Sends events on the event loop that it is used on.
+
+    Args:
+        mapping: returns the mapping in force.
+        pointillist: receives the records.
+        clock: measures the POSTs.
+    """
 
     def __init__(self, *, mapping: Callable[[], Mapping], pointillist: Pointillist, clock: Clock) -> None:
-        """Make it; nothing moves before `look`.
-
-        Args:
-            mapping: gives the mapping in force.
-            pointillist: where records are POSTed.
-            clock: its time.
-        """
         self._mapping = mapping
         self._pointillist = pointillist
         self._clock = clock
         self._mapped: deque[tuple[Stored, bytes]] = deque()
         self._mapped_by: Mapping | None = None
-        self._lanes: set[asyncio.Task[None]] = set()
-        self._opening = 0  # lanes that have not begun
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = 0  # tasks that have not run yet
         self._stopping = False
         self._host: SenderHost
 
     @property
     def in_flight(self) -> int:
-        """How many events are under way."""
-        return len(self._lanes)
+        """Events in flight."""
+        return len(self._tasks)
 
     @property
     def is_able(self) -> bool:
-        """It always can."""
+        """Always True."""
         return True
 
     def serve(self, host: SenderHost) -> None:
-        """Work for this relay. See Courier.serve."""
+        """Send for this host. See Sender.serve."""
         self._host = host
 
-    def look(self) -> None:
-        """Open lanes, as many as may be and have something to send."""
-        for _ in range(self._host.limit() - len(self._lanes)):
-            if self._stopping or not self._map(self._opening + 1):
+    def wake(self) -> None:
+        """Start as many tasks as the limit allows and there are events for."""
+        for _ in range(self._host.limit() - len(self._tasks)):
+            if self._stopping or not self._map(self._starting + 1):
                 return
-            self._opening += 1
-            lane = asyncio.create_task(self._run_lane())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._close_lane)
+            self._starting += 1
+            task = asyncio.create_task(self._run_task())
+            self._tasks.add(task)
+            task.add_done_callback(self._end_task)
+
+    def give_back(self) -> list[Stored]:
+        """Return the events that are mapped and that no task is about to POST. See Sender.give_back."""
+        return [self._mapped.pop()[0] for _ in range(len(self._mapped) - self._starting)]
 
     async def stop(self, grace: float) -> None:
-        """Let what is under way end. See Courier.stop."""
+        """Wait for POSTs in flight, then cancel them. See Sender.stop."""
         self._stopping = True
-        if self._lanes:
-            _, pending = await asyncio.wait(self._lanes, timeout=grace)
-            for lane in pending:
-                lane.cancel()
+        if self._tasks:
+            _, pending = await asyncio.wait(self._tasks, timeout=grace)
+            for task in pending:
+                task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    def _close_lane(self, lane: asyncio.Task[None]) -> None:
-        self._lanes.discard(lane)
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         self._host.rested()
 
-    async def _run_lane(self) -> None:
-        """Send one event after another, while no more lanes than allowed are open.
+    async def _run_task(self) -> None:
+        """Send one event after another, while there are no more tasks than the limit.
 
-        That is asked before the first one, too: an answer may come before the next lane has begun.
+        The limit is checked before the first one, too: an answer may come before a new task runs.
         """
         host, post, steady = self._host, self._pointillist.post, self._clock.steady
-        self._opening -= 1
-        while not self._stopping and len(self._lanes) <= host.limit() and self._map(1):
+        self._starting -= 1
+        while not self._stopping and len(self._tasks) <= host.limit() and self._map(1):
             stored, body = self._mapped.popleft()
             try:
                 sent_at = steady()
+                host.sending(stored, sent_at)
                 answer = await post(body, stored.message_id)
                 host.answered(stored, answer, sent_at, steady())
             except Exception:
-                log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                host.failed(stored, "an unforeseen error of this service")
+                log.exception("unexpected error; the event is kept and tried again", message_id=stored.message_id)
+                host.failed(stored, UNEXPECTED)
 
     def _map(self, least: int) -> bool:
-        """See that so many events are mapped, by the mapping in force; returns whether they are."""
+        """Map events, by the mapping in force, until there are `least`; return False if there are not so many."""
         mapping = self._mapping()
         if mapping is not self._mapped_by:
             old = [stored for stored, _ in self._mapped]
@@ -119,7 +124,7 @@ class LocalSender:
             try:
                 body = mapping.encode(event_pb2.Event.FromString(stored.payload), stored.accepted_at)
             except Exception:
-                log.exception("unforeseen error; the event is kept and tried again", message_id=stored.message_id)
-                self._host.failed(stored, "an unforeseen error of this service")
+                log.exception("unexpected error; the event is kept and tried again", message_id=stored.message_id)
+                self._host.failed(stored, UNEXPECTED)
             else:
                 self._mapped.append((stored, body))

@@ -1,10 +1,10 @@
-"""Who carries events to Pointillist: maps each, POSTs its record and brings the answer back.
+"""Senders: map each event, POST its record and report the answer.
 
-There are two, and the relay tells both what to do, as their `SenderHost`.
+There are two, both driven by the relay, their `SenderHost`.
 
-    Courier (Protocol)
-    ├── Lanes      local_sender.py: in this process
-    └── Workers    worker_pool.py: in processes of their own
+    Sender (Protocol)
+    ├── LocalSender    local_sender.py: in this process
+    └── WorkerPool     worker_pool.py: in processes of its own
 """
 
 from typing import Protocol
@@ -14,50 +14,56 @@ from service.pointillist.answer import Answer
 
 
 class SenderHost(Protocol):
-    """What a courier is told, and whom it tells: the relay."""
+    """The host of a sender: the relay in the server, the server in a worker."""
 
     def limit(self) -> int:
-        """How many events may be under way now."""
+        """Return the number of events that may be in flight now."""
 
     def take(self, most: int) -> list[Stored]:
-        """Up to `most` events to be sent, oldest first; each is answered or failed once."""
+        """Return up to `most` events to send; each is answered, failed, lost or given back once."""
+
+    def sending(self, stored: Stored, now: float) -> None:
+        """Note that an event is about to be POSTed; `now` is in the clock's steady seconds."""
 
     def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:
-        """An event was POSTed.
+        """Handle the answer to an event.
 
         Args:
             stored: the event.
-            answer: what it came to.
-            sent_at: when it was found that it may be sent, in the clock's steady seconds.
-            now: when the answer came, in the same.
+            answer: the answer to its POST.
+            sent_at: the time of the POST, in the clock's steady seconds.
+            now: the time of the answer, in the same.
         """
 
     def failed(self, stored: Stored, why: str) -> None:
-        """An event came to nothing by a fault of ours that it may well meet again."""
+        """Handle an event that was not delivered because of an error of this service, which may well recur."""
 
     def lost(self, stored: Stored, why: str) -> None:
-        """What carried an event has ended; it may have been POSTed."""
+        """Handle an event whose worker ended; it may have been POSTed."""
 
     def rested(self) -> None:
-        """Fewer events are under way than before."""
+        """Note that fewer events are in flight than before."""
 
 
 class Sender(Protocol):
-    """Takes events while it may, and brings back what came of them."""
+    """Sends events within the host's limit, and reports their answers."""
 
     @property
     def in_flight(self) -> int:
-        """How many events are under way."""
+        """Events in flight."""
 
     @property
     def is_able(self) -> bool:
-        """Whether it can carry anything just now."""
+        """True while it can send."""
 
     def serve(self, host: SenderHost) -> None:
-        """Work for this relay; call once, before anything else."""
+        """Send for this host; called once, before anything else."""
 
-    def look(self) -> None:
-        """There may be something to take, or room for more under way."""
+    def wake(self) -> None:
+        """Take events, if there are any and the limit allows it."""
+
+    def give_back(self) -> list[Stored]:
+        """Return the events that were taken and are not POSTed yet; they are no longer the sender's."""
 
     async def stop(self, grace: float) -> None:
-        """Take nothing new; let what is under way end for `grace` seconds, then leave it to the next start."""
+        """Take nothing new; wait `grace` seconds for POSTs in flight, then leave their events to the next start."""

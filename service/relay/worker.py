@@ -1,10 +1,10 @@
-"""A relay worker: maps and POSTs what the server hands it, and hands back the answers.
+"""A relay worker: maps and POSTs the events that the server hands over, and returns the answers.
 
     python -m service.relay.worker FD     started by worker_pool.py; FD is its end of a socket pair
 
-It holds no file and decides nothing. It ends when the server's end of the pair closes, however the server ended, and at
-no signal that a terminal or a service manager sends to all processes of a service: the server says when it is over, and
-starts it with these blocked. So SIGUSR1 changes nothing here: a worker logs faults alone, which every level shows.
+It holds no file and decides nothing. It exits when the server's end of the pair closes, however the server ended, and
+at no signal that a terminal or a service manager sends to all processes of a service: the server starts it with these
+blocked. So SIGUSR1 changes nothing here: a worker logs only errors, which every level shows.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ log = structlog.get_logger()
 
 
 class Worker:
-    """Does the work of one process: the `SenderHost` of its lanes come through the pair."""
+    """One worker process: the host of its sender, on behalf of the server at the other end of the pair."""
 
     def __init__(self, set_up: SetUp, writer: asyncio.StreamWriter) -> None:
-        """Make it from its first frame.
+        """Create it from its first frame.
 
         Raises:
-            SettingsError: what the server could use at its start cannot be used any more.
+            SettingsError: a file or address that the server used at its start cannot be used any more.
         """
         self._writer = writer
         self._most = set_up.max_connections
@@ -55,11 +55,11 @@ class Worker:
             ca_file=set_up.ca_file,
             proxy=set_up.proxy,
         )
-        self._lanes = LocalSender(mapping=lambda: self._mapping, pointillist=self._pointillist, clock=SystemClock())
-        self._lanes.serve(self)
+        self._sender = LocalSender(mapping=lambda: self._mapping, pointillist=self._pointillist, clock=SystemClock())
+        self._sender.serve(self)
 
-    def obey(self, order: Order) -> None:
-        """Do what a frame says."""
+    def execute(self, order: Order) -> None:
+        """Execute one frame."""
         match order:
             case ("mapping", text):
                 self._mapping = compile_mapping(text, "the mapping in force")
@@ -67,47 +67,50 @@ class Worker:
                 self._token = token
             case ("events", parcels):
                 self._waiting.extend(Stored(*parcel, 0, 0, None) for parcel in parcels)
-                self._lanes.look()
+                self._sender.wake()
 
     async def close(self) -> None:
-        """Leave what is under way."""
-        await self._lanes.stop(0.0)
+        """Abandon the POSTs in flight."""
+        await self._sender.stop(0.0)
         await self._pointillist.close()
 
-    # -- Orders
+    # -- asked and reported by the sender: SenderHost
 
     def limit(self) -> int:
-        """As many as there are: the server hands out no more than may be under way."""
+        """Return the most there can be: the server hands over no more events than may be in flight."""
         return self._most
 
     def take(self, most: int) -> list[Stored]:
-        """Take what was handed over."""
+        """Return events that were handed over."""
         waiting = self._waiting
         return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
+    def sending(self, stored: Stored, now: float) -> None:
+        """Do nothing: the server counts a POST when it hands the event over."""
+
     def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:  # noqa: ARG002  see below
-        """Hand an answer back, with all others of this turn of the loop; the server keeps their time."""
+        """Return an answer, with all others of this turn of the loop; the server measures the time."""
         status = answer.status
-        is_success = status is not None and 200 <= status <= 299  # and then the status is all that it says
-        self._tell((stored.id, status if is_success else answer))
+        is_success = status is not None and 200 <= status <= 299  # its status is all there is to an answer then
+        self._report((stored.id, status if is_success else answer))
 
     def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  it is in this process's log
-        """Hand back that an event came to nothing."""
-        self._tell((stored.id, None))
+        """Report that an event was not POSTed."""
+        self._report((stored.id, None))
 
     def lost(self, stored: Stored, why: str) -> None:
-        """Hand back that an event came to nothing; lanes lose none."""
+        """Report that an event was not POSTed; a local sender loses none."""
         self.failed(stored, why)
 
     def rested(self) -> None:
-        """Wait for what the server hands over next."""
+        """Wait for the next events."""
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         if not self._outcomes:
-            asyncio.get_running_loop().call_soon(self._hand_back)
+            asyncio.get_running_loop().call_soon(self._write_outcomes)
         self._outcomes.append(outcome)
 
-    def _hand_back(self) -> None:
+    def _write_outcomes(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
         if not self._writer.is_closing():  # else the server is gone
             self._writer.write(frame(outcomes))
@@ -120,10 +123,10 @@ async def work(descriptor: int) -> None:
         set_up: SetUp = await read_frame(reader)
         configure_logging(set_up.log_level, set_up.log_format)
         worker = Worker(set_up, writer)
-        writer.write(frame([]))  # it is there
+        writer.write(frame([]))  # it is ready
         try:
             while True:
-                worker.obey(await read_frame(reader))
+                worker.execute(await read_frame(reader))
         finally:
             await worker.close()
     except EOFError:
@@ -135,7 +138,7 @@ def main() -> None:
     try:
         uvloop.run(work(int(sys.argv[1])))
     except SettingsError as error:
-        log.error("a relay worker cannot work", why=str(error))  # noqa: TRY400  a traceback would say no more
+        log.error("relay worker cannot start", why=str(error))  # noqa: TRY400  a traceback would say no more
         sys.exit(CANNOT_WORK)
 
 

@@ -151,7 +151,7 @@ async def live_through_an_outage(events: int, folder: Path) -> dict[str, Any]:
         "delivered": len(order),
         "delivered_once": sum(1 for number in range(events) if times[number] == 1),
         "left": waiting.events + waiting.dead_letters,
-        "youngest_of_the_first": max(order[:FIRST]),
+        "youngest_of_the_first": sorted(order[:FIRST])[-2],  # the probe that found the end may be the newest event
         "means": [sum(order[start : start + WINDOW]) / WINDOW for start in range(0, events, WINDOW)],
         "beyond_limit": pointillist.beyond_limit,
         "memory_above_idle": max(memory) - idle,

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 from service.clock import SystemClock
-from service.outbox.base import DeadLetterFilter, Refusal
+from service.outbox.base import DeadLetterFilter, Pick, Refusal
 from service.outbox.capacity import Bounds
 from service.outbox.sqlite.opening import CHECKPOINT_PAGES
 from service.outbox.sqlite.outbox import SqliteOutbox
@@ -133,7 +133,7 @@ async def message_ids(path: Path) -> set[str]:
     """The ids of everything that an outbox file holds, waiting or given up."""
     outbox = open_outbox(path)
     try:
-        waiting = await outbox.fetch(MANY) + await outbox.fetch(MANY, early=True)
+        waiting = await outbox.fetch(MANY) + await outbox.fetch(MANY, Pick.TRIED)
         letters = await outbox.dead_letters.list(DeadLetterFilter(), after=0, limit=MANY)
         return {stored.message_id for stored in waiting} | {letter.message_id for letter in letters}
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.clock import Clock
 from service.config.address import NatsServers
-from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Refusal, Stored
+from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Pick, Refusal, Stored
 from service.outbox.capacity import Bounds
 from service.outbox.jetstream.connection import NatsAccess
 from service.outbox.jetstream.outbox import JetStreamOutbox
@@ -111,17 +111,17 @@ def on_jetstream(url: str, prefix: str) -> Backend:
     )
 
 
-async def take(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[Stored]:
+async def take(outbox: OpenOutbox, count: int, pick: Pick = Pick.READY) -> list[Stored]:
     """Fetch `count` events; on JetStream they can be fetched a moment after they were put.
 
     Raises:
         TimeoutError: there are fewer.
     """
-    taken = await outbox.fetch(count, early=early)
+    taken = await outbox.fetch(count, pick)
     async with asyncio.timeout(DEADLINE):
         while len(taken) < count:
             await asyncio.sleep(INTERVAL)
-            taken += await outbox.fetch(count - len(taken), early=early)
+            taken += await outbox.fetch(count - len(taken), pick)
     return taken
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from service.clock import Clock
 from service.errors import JetStreamError, OutboxClosedError, OutboxFullError, OutboxUnavailableError
-from service.outbox.base import Entry, Refusal, Stats, Stored
+from service.outbox.base import Entry, Pick, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters, repeat
 from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
@@ -31,6 +31,8 @@ MAX_SILENT = 3  # reads without a response, after which the connection is establ
 CLOSE_TIMEOUT = 5.0  # seconds for the last settlements
 CANCEL_PAUSE = 0.2  # seconds until a task that missed its cancellation is cancelled again
 MAX_STUCK = 20_000  # unsent settlements above which nothing is fetched
+
+EARLY = {Pick.NEWEST, Pick.TRIED}
 
 log = structlog.get_logger()
 
@@ -186,7 +188,7 @@ class JetStreamOutbox:
         if self._fetched and asyncio.get_running_loop().time() - self._fetched_at > MAX_HELD:
             self._wants_more = False
             while self._fetched:
-                self.nak(self._fetched.popleft(), 0.0, attempted=False)
+                self.release(self._fetched.popleft())
         await self._start_waiting_pull()
 
     def _connection_lost(self) -> None:
@@ -225,14 +227,14 @@ class JetStreamOutbox:
         is_new = dict(zip((entry.message_id for entry in once), new, strict=True))
         return [first[entry.message_id] == index and is_new[entry.message_id] for index, entry in enumerate(entries)]
 
-    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
+    async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
         """Lease events. See Queue.fetch."""
         if self._over is not None or self._limits is None or self._leases.unsettled > MAX_STUCK:
             return []
         events: list[Stored] = []
         with contextlib.suppress(OutboxUnavailableError):  # a lost connection is reported elsewhere
             events += await self._fetch(limit)
-            if early and len(events) < limit and await self._leases.recall(limit - len(events)):
+            if pick in EARLY and len(events) < limit and await self._leases.recall(limit - len(events)):
                 events += await self._fetch(limit - len(events))
             self._wants_more = len(events) < limit
             await self._start_waiting_pull()
@@ -257,9 +259,20 @@ class JetStreamOutbox:
         """Settle as delivered. See Queue.ack."""
         self._leases.ack(stored)
 
-    def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
+    def nak(self, stored: Stored, delay: float) -> None:
         """Settle for redelivery. See Queue.nak."""
-        self._leases.nak(stored, min(delay, self._retry_max_delay), now=self._now(), attempted=attempted)
+        self._leases.nak(stored, min(delay, self._retry_max_delay), now=self._now(), attempted=True)
+
+    def release(self, stored: Stored, delay: float = 0.0) -> None:
+        """Give an event back. See Queue.release."""
+        self._leases.nak(stored, min(delay, self._retry_max_delay), now=self._now(), attempted=False)
+
+    async def recall(self, name: str) -> str:  # noqa: ARG002  see OpenOutbox.recall
+        """Return "": replicas share nothing but events."""
+        return ""
+
+    async def remember(self, name: str, text: str) -> None:
+        """Keep nothing. See OpenOutbox.remember."""
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as a dead letter. See Queue.term."""

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from service.outbox.base import DeadLetter, Entry, Refusal, Stored
+from service.outbox.base import DeadLetter, Entry, Pick, Refusal, Stored
 from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.disk import disk_error, has_no_space
 from service.outbox.sqlite.group_commit import Counts
@@ -88,6 +88,7 @@ class Database:
         self.cursor = 0
         """The highest id of a new event that was leased; new events with higher ids were not."""
         self._leased: set[int] = set()
+        self._has_leases_above = False  # there may be leases above the cursor
 
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
@@ -173,12 +174,12 @@ class Database:
         change.events -= len(stored)
         change.bytes -= sum(len(event.payload) for event in stored)
 
-    def nak(self, stored: Stored, due_at: int, now: int, *, attempted: bool) -> None:
+    def nak(self, stored: Stored, due_at: int, now: int) -> None:
         """Schedule an event for redelivery at `due_at`, in milliseconds. Within a transaction."""
         self._connection.execute(
-            "UPDATE event SET due_at = ?, attempts = attempts + ?,"
-            " first_attempt_at = coalesce(first_attempt_at, ?) WHERE id = ?",
-            (due_at, attempted, now if attempted else None, stored.id),
+            "UPDATE event SET due_at = ?, attempts = attempts + 1, first_attempt_at = coalesce(first_attempt_at, ?)"
+            " WHERE id = ?",
+            (due_at, now, stored.id),
         )
 
     def term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
@@ -193,24 +194,35 @@ class Database:
 
     # -- reading
 
-    def fetch(self, limit: int, now: int, latest: int) -> list[Stored]:
-        """Lease up to `limit` events: first those whose redelivery is due, then new ones, oldest first.
+    def give_back(self, released: Sequence[Stored]) -> None:
+        """End the leases of events that stay as they were."""
+        self.release(released)
+        new = [event.id for event in released if not event.attempts]
+        if new and min(new) <= self.cursor:
+            self.cursor = min(new) - 1
+            self._has_leases_above = True
+
+    def fetch(self, limit: int, pick: Pick, now: int, latest: int) -> list[Stored]:
+        """Lease up to `limit` events.
 
         Args:
             limit: maximum number of events.
+            pick: the events to lease.
             now: milliseconds; events with a due time up to this are due.
             latest: milliseconds; a later due time must be wrong (the clock was set back) and counts as due.
         """
-        events = self._fetch_due(limit, "due_at <= ?", now)
-        events += self._fetch_due(limit - len(events), "due_at > ?", latest)
-        return events + self._fetch_new(limit - len(events))
+        match pick:
+            case Pick.NEW:
+                return self._fetch_new(limit)
+            case Pick.NEWEST:
+                return self._fetch_newest(limit)
+            case Pick.TRIED:
+                return self._fetch_tried(limit, "due_at > ?", 0)
+        events = self._fetch_tried(limit, "due_at <= ?", now)
+        events += self._fetch_tried(limit - len(events), "due_at > ?", latest)
+        return events if pick is Pick.DUE else events + self._fetch_new(limit - len(events))
 
-    def fetch_early(self, limit: int) -> list[Stored]:
-        """Lease up to `limit` events, due or not: first new ones, then those whose redelivery is due first."""
-        events = self._fetch_new(limit)
-        return events + self._fetch_due(limit - len(events), "due_at > ?", 0)
-
-    def _fetch_due(self, limit: int, which: str, bound: int) -> list[Stored]:
+    def _fetch_tried(self, limit: int, which: str, bound: int) -> list[Stored]:
         if not limit:
             return []
         leased = self._leased
@@ -225,15 +237,42 @@ class Database:
 
         At the end the cursor moves to the highest id, so that events that await redelivery are not scanned each time.
         """
+        most = limit + self._leases_above()
         rows = self._connection.execute(
             f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
-            (self.cursor, limit),
+            (self.cursor, most),
         ).fetchall()
-        if len(rows) < limit:
+        taken = rows if most == limit else [row for row in rows if row[0] not in self._leased][:limit]
+        if len(taken) < limit and len(rows) < most:
             self.cursor = self._next_id - 1
-        elif rows:
-            self.cursor = rows[-1][0]
-        return self._lease(rows)
+            self._has_leases_above = False
+        elif taken:
+            self.cursor = taken[-1][0]
+        return self._lease(taken)
+
+    def _fetch_newest(self, limit: int) -> list[Stored]:
+        """Lease new events from the other end; the cursor passes them later."""
+        rows = self._connection.execute(
+            f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id DESC LIMIT ?",  # noqa: S608
+            (self.cursor, limit + self._leases_above()),
+        )
+        self._has_leases_above = True
+        return self._lease([row for row in rows if row[0] not in self._leased][:limit])
+
+    def _leases_above(self) -> int:
+        """Return the number of leases above the cursor, which a reader of new events skips."""
+        return sum(id_ > self.cursor for id_ in self._leased) if self._has_leases_above else 0
+
+    def recall(self, name: str) -> str:
+        """Return a remembered text; "" if there is none."""
+        row = self._connection.execute("SELECT text FROM memory WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else ""
+
+    def remember(self, name: str, text: str) -> None:
+        """Keep a text under a name. Within a transaction."""
+        self._connection.execute(
+            "INSERT INTO memory VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET text = excluded.text", (name, text)
+        )
 
     def _lease(self, rows: list[Any]) -> list[Stored]:
         events = [Stored(*row) for row in rows]

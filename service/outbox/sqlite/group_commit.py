@@ -36,8 +36,10 @@ class GroupCommit:
     put_events: int = 0
     put_bytes: int = 0
     acks: list[Stored] = field(default_factory=list)
-    naks: list[tuple[Stored, int, int, bool]] = field(default_factory=list)
+    naks: list[tuple[Stored, int, int]] = field(default_factory=list)
     terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
+    released: list[Stored] = field(default_factory=list)
+    """Leases that end without a change of the file."""
     calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
     reads: list[tuple[Callable[[], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
     done: list[tuple["asyncio.Future[Any]", Any]] = field(default_factory=list)

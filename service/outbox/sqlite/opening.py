@@ -10,7 +10,7 @@ from pathlib import Path
 from service.errors import OutboxUnusableError
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OLDEST_VERSION = 1  # each schema_N.sql migrates from version N - 1
 CACHE_SIZE = 16  # MiB of pages
 CHECKPOINT_PAGES = 4000  # 16 MiB of log; fewer checkpoints write a hot page fewer times

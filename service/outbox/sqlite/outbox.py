@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from service.clock import Clock, Timer
 from service.errors import OutboxClosedError, OutboxError, OutboxUnavailableError
-from service.outbox.base import Entry, Refusal, Stats, Stored
+from service.outbox.base import Entry, Pick, Refusal, Stats, Stored
 from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.dead_letters import SqliteDeadLetters
@@ -96,12 +96,12 @@ class SqliteOutbox:
         self._schedule()
         return await future
 
-    async def fetch(self, limit: int, *, early: bool = False) -> list[Stored]:
+    async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
         """Lease events. See Queue.fetch."""
         if self._over is not None or (self._next.retries and self._next.settlements() > MAX_STUCK):
             return []
         now = self._now()
-        if self._tail.is_whole and now < self._due_at and not early:
+        if self._tail.is_whole and (pick is Pick.NEW or (pick is Pick.READY and now < self._due_at)):
             events = self._tail.take(limit)
             if events:
                 self._file.cursor = events[-1].id
@@ -109,13 +109,15 @@ class SqliteOutbox:
         latest = now + round(self._retry_max_delay * 1000)
 
         def read() -> tuple[list[Stored], float]:
-            events = self._file.fetch_early(limit) if early else self._file.fetch(limit, now, latest)
+            events = self._file.fetch(limit, pick, now, latest)
             due_at = self._file.next_due()
-            return events, inf if due_at is None else min(due_at, latest)
+            return events, inf if due_at is None else due_at if due_at <= latest else now
 
+        if pick is Pick.NEWEST:
+            self._tail.clear()  # it would hand them out again
         events, due_at = await self._read(read)
         self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # including naks of the meantime
-        self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit)
+        self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit and pick in (Pick.READY, Pick.NEW))
         return events
 
     def ack(self, stored: Stored) -> None:
@@ -123,13 +125,28 @@ class SqliteOutbox:
         self._next.acks.append(stored)
         self._schedule(linger=True)
 
-    def nak(self, stored: Stored, delay: float, *, attempted: bool = True) -> None:
+    def nak(self, stored: Stored, delay: float) -> None:
         """Settle for redelivery. See Queue.nak."""
         now = self._now()
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
         self._due_at = min(self._due_at, due_at)
-        self._next.naks.append((stored, due_at, now, attempted))
+        self._next.naks.append((stored, due_at, now))
         self._schedule(linger=True)
+
+    def release(self, stored: Stored, delay: float = 0.0) -> None:  # noqa: ARG002  a lease in memory ends at once
+        """End the lease of an event, which stays as it was. See Queue.release."""
+        self._tail.clear()
+        self._due_at = min(self._due_at, self._now())
+        self._next.released.append(stored)
+        self._schedule(linger=True)
+
+    async def recall(self, name: str) -> str:
+        """Return a remembered text. See OpenOutbox.recall."""
+        return await self._read(lambda: self._file.recall(name))
+
+    async def remember(self, name: str, text: str) -> None:
+        """Keep a text. See OpenOutbox.remember."""
+        await self._call(lambda _: self._file.remember(name, text))
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as a dead letter. See Queue.term."""
@@ -309,7 +326,7 @@ class SqliteOutbox:
         self._waiters.notify()
         if following.puts or following.calls or following.reads or following.is_trial:
             self._schedule()
-        elif following.settlements():
+        elif following.settlements() or following.released:
             self._schedule(linger=True)
         if done.puts or done.calls:
             self._notify_arrived()

@@ -1,4 +1,4 @@
--- The SQLite outbox, schema version 3. Times are milliseconds since the epoch.
+-- The SQLite outbox, schema version 4. Times are milliseconds since the epoch.
 
 -- Events that wait to be delivered. due_at is NULL until the first nak.
 CREATE TABLE event (
@@ -49,3 +49,9 @@ CREATE TABLE counter (
   dead_letters INTEGER NOT NULL
 ) STRICT;
 INSERT INTO counter VALUES (0, 0, 0, 0);
+
+-- Short texts that outlive a restart, such as the setup with which Pointillist took events.
+CREATE TABLE memory (
+  name TEXT PRIMARY KEY,
+  text TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

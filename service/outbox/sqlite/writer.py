@@ -94,6 +94,8 @@ class Writer:
                 log.exception("unexpected error in outbox writer")  # the callers get it, and the thread continues
                 work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
                 work.stuck = True
+        if work.released:
+            self._file.give_back(work.released)
         for read, future in work.reads:
             try:
                 work.done.append((future, read()))
@@ -161,7 +163,7 @@ class Writer:
 
     def _settle(self, work: GroupCommit, change: Counts) -> None:
         self._file.ack(work.acks, change)
-        for stored, due_at, now, attempted in work.naks:
-            self._file.nak(stored, due_at, now, attempted=attempted)
+        for stored, due_at, now in work.naks:
+            self._file.nak(stored, due_at, now)
         for stored, refusal, now in work.terms:
             self._file.term(stored, refusal, now, change)

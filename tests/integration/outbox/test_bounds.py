@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxFullError, OutboxUnavailableError
-from service.outbox.base import Entry
+from service.outbox.base import Entry, Pick
 from service.outbox.capacity import DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
@@ -25,8 +25,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.db"
 
 
-async def message_ids(outbox: SqliteOutbox, limit: int = 100, *, early: bool = False) -> list[str]:
-    return [stored.message_id for stored in await outbox.fetch(limit, early=early)]
+async def message_ids(outbox: SqliteOutbox, limit: int = 100, *, pick: Pick = Pick.READY) -> list[str]:
+    return [stored.message_id for stored in await outbox.fetch(limit, pick)]
 
 
 async def test_an_outbox_full_of_events_refuses_until_a_tenth_is_free(path: Path, clock: HandClock) -> None:

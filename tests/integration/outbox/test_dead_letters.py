@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointillist_destination.v1 import event_pb2
-from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Refusal
+from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Pick, Refusal
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, identify
 from tests.support.outboxes import ALL, REFUSAL, Backend, bury, take
@@ -23,8 +23,8 @@ async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[OpenOutbox
         yield outbox
 
 
-async def message_ids(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[str]:
-    return [stored.message_id for stored in await take(outbox, count, early=early)]
+async def message_ids(outbox: OpenOutbox, count: int, pick: Pick = Pick.READY) -> list[str]:
+    return [stored.message_id for stored in await take(outbox, count, pick)]
 
 
 async def test_a_dead_letter_has_all_of_its_events_fields(outbox: OpenOutbox, clock: HandClock) -> None:

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.outbox.base import DeadLetterFilter, Stored
+from service.outbox.base import DeadLetterFilter, Pick, Stored
 from tests.support.clock import HandClock
 from tests.support.events import entry
 from tests.support.outboxes import ALL, REFUSAL, WINDOW, open_outbox
@@ -55,13 +55,14 @@ class Model:
         self.ids += 1
         self.waiting[self.ids] = Waiting(message_id)
 
-    def fetch(self, limit: int, now: float, *, early: bool) -> list[int]:
-        """Which events are fetched, in order."""
+    def fetch(self, limit: int, pick: Pick, now: float) -> list[int]:
+        """Return the events that are fetched, in order."""
         free = {number: one for number, one in self.waiting.items() if number not in self.leased}
         new = [number for number, one in free.items() if one.due_at is None]
         put_back = sorted((one.due_at, number) for number, one in free.items() if one.due_at is not None)
-        due = [number for due_at, number in put_back if early or due_at <= now]
-        return (new + due if early else due + new)[:limit]
+        due = [number for due_at, number in put_back if pick is Pick.TRIED or due_at <= now]
+        picked = {Pick.READY: due + new, Pick.NEW: new, Pick.NEWEST: new[::-1], Pick.DUE: due, Pick.TRIED: due}
+        return picked[pick][:limit]
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -98,10 +99,10 @@ class OutboxMachine(RuleBasedStateMachine):
 
         assert self.run(puts()) == [[self.model.put(f"m-{number}", self.clock.now)] for number in numbers]
 
-    @rule(limit=st.integers(1, 10), early=st.booleans())
-    def fetch(self, limit: int, early: bool) -> None:
-        fetched = self.run(self.outbox.fetch(limit, early=early))
-        numbers = self.model.fetch(limit, self.clock.now, early=early)
+    @rule(limit=st.integers(1, 10), pick=st.sampled_from(Pick))
+    def fetch(self, limit: int, pick: Pick) -> None:
+        fetched = self.run(self.outbox.fetch(limit, pick))
+        numbers = self.model.fetch(limit, pick, self.clock.now)
         expected = [self.model.waiting[number] for number in numbers]
         # Events put back to the same millisecond are due in any order.
         assert sorted((one.message_id, one.attempts) for one in fetched) == sorted(
@@ -122,15 +123,19 @@ class OutboxMachine(RuleBasedStateMachine):
         del self.model.waiting[number]
 
     @precondition(lambda self: self.model.leased)
-    @rule(data=st.data(), delay=st.integers(0, 20), attempted=st.booleans())
-    def nak(self, data: st.DataObject, delay: int, attempted: bool) -> None:
+    @rule(data=st.data(), delay=st.integers(0, 20))
+    def nak(self, data: st.DataObject, delay: int) -> None:
         number, stored = self.a_leased_one(data)
-        self.outbox.nak(stored, float(delay), attempted=attempted)
+        self.outbox.nak(stored, float(delay))
         self.run(self.outbox.flush())
         waiting = self.model.waiting[number]
-        self.model.waiting[number] = replace(
-            waiting, attempts=waiting.attempts + attempted, due_at=self.clock.now + delay
-        )
+        self.model.waiting[number] = replace(waiting, attempts=waiting.attempts + 1, due_at=self.clock.now + delay)
+
+    @precondition(lambda self: self.model.leased)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        _, stored = self.a_leased_one(data)
+        self.outbox.release(stored)
 
     @precondition(lambda self: self.model.leased)
     @rule(data=st.data())

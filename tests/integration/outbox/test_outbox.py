@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.errors import OutboxClosedError
-from service.outbox.base import Entry, OpenOutbox
+from service.outbox.base import Entry, OpenOutbox, Pick
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
 from tests.support.outboxes import ALL, REFUSAL, RETRY_MAX_DELAY, Backend, bury, take
@@ -24,8 +24,8 @@ async def outbox(backend: Backend, clock: HandClock) -> AsyncIterator[OpenOutbox
         yield outbox
 
 
-async def message_ids(outbox: OpenOutbox, count: int, *, early: bool = False) -> list[str]:
-    return [stored.message_id for stored in await take(outbox, count, early=early)]
+async def message_ids(outbox: OpenOutbox, count: int, pick: Pick = Pick.READY) -> list[str]:
+    return [stored.message_id for stored in await take(outbox, count, pick)]
 
 
 # -- put
@@ -115,7 +115,7 @@ async def test_a_fetched_event_is_not_fetched_again(outbox: OpenOutbox) -> None:
     await outbox.put(entries(3))
     await take(outbox, 3)
     assert await outbox.fetch(100) == []
-    assert await outbox.fetch(100, early=True) == []
+    assert await outbox.fetch(100, Pick.TRIED) == []
 
 
 async def test_an_acked_event_is_gone(outbox: OpenOutbox) -> None:
@@ -184,20 +184,20 @@ async def test_the_first_attempts_time_stays_over_further_attempts(outbox: OpenO
     assert stored.first_attempt_at == began * 1000
 
 
-async def test_a_nak_without_an_attempt_counts_none(outbox: OpenOutbox) -> None:
+async def test_a_release_counts_no_attempt(outbox: OpenOutbox) -> None:
     await outbox.put([entry(1)])
     [stored] = await take(outbox, 1)
-    outbox.nak(stored, 0.0, attempted=False)
+    outbox.release(stored)
     [again] = await take(outbox, 1)
     assert (again.attempts, again.first_attempt_at) == (0, None)
 
 
-async def test_an_early_fetch_takes_what_is_not_due_each_time_another_one(outbox: OpenOutbox) -> None:
-    await outbox.put(entries(3))
+async def test_tried_events_are_fetched_though_they_are_not_due_each_time_another_one(outbox: OpenOutbox) -> None:
+    await outbox.put(entries(2))
     for delay, stored in zip((20.0, 10.0), await take(outbox, 2), strict=True):
         outbox.nak(stored, delay)
-    assert [await message_ids(outbox, 1, early=True) for _ in range(3)] == [["m-2"], ["m-1"], ["m-0"]]
-    assert await outbox.fetch(1, early=True) == []
+    assert [await message_ids(outbox, 1, Pick.TRIED) for _ in range(2)] == [["m-1"], ["m-0"]]
+    assert await outbox.fetch(1, Pick.TRIED) == []
 
 
 async def test_nothing_is_due_where_nothing_was_put_back(outbox: OpenOutbox) -> None:

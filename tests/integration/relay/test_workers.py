@@ -19,10 +19,10 @@ import uvloop
 
 from service.clock import Clock, SystemClock
 from service.mapping.mapping_file import compile_mapping, load_mapping
-from service.outbox.base import Entry, Stored
+from service.outbox.base import Entry, Pick, Stored
 from service.pointillist.answer import Answer
 from service.pointillist.http import BODY_TIME
-from service.relay.relay import FAULT_DELAY
+from service.relay.relay import ERROR_DELAY
 from service.relay.worker_pool import STUCK_TIME, WorkerPool, _Worker
 from service.sandbox.server import Behaviour, Sandbox
 from tests.support.clock import HandClock
@@ -84,6 +84,9 @@ class Told:
     def take(self, most: int) -> list[Stored]:
         return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
 
+    def sending(self, stored: Stored, now: float) -> None:
+        """Nothing is counted."""
+
     def answered(self, stored: Stored, answer: Answer, sent_at: float, now: float) -> None:
         assert sent_at <= now
         if self.refuses:
@@ -91,7 +94,7 @@ class Told:
             raise ZeroDivisionError
         self.answers[stored.id] = answer
 
-    def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  the signature is Orders'
+    def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  the signature is SenderHost's
         self.failures.append(stored.id)
 
     def lost(self, stored: Stored, why: str) -> None:  # noqa: ARG002
@@ -128,7 +131,7 @@ async def test_two_events_that_have_one_id_in_two_streams_are_each_answered(sand
         host.give(1, 2)
         host.waiting[1] = host.waiting[1]._replace(id=1)
 
-        workers.look()
+        workers.wake()
 
         await until(lambda: workers.in_flight == 0)
         assert host.answers == {1: Answer(200)}
@@ -175,7 +178,7 @@ async def test_a_new_mapping_and_a_new_token_are_used_from_the_next_event_on(san
     for number in (1, 2, 3):
         host.give(number)
         await until(lambda: workers.alive)
-        workers.look()
+        workers.wake()
         await until(lambda number=number: number in host.answers)  # type: ignore[misc]  # it is bound here
     await workers.stop(1.0)
 
@@ -195,13 +198,13 @@ async def test_an_event_that_fails_in_a_worker_is_kept_and_tried_again_and_harms
         assert (running.outbox.stats().events, running.outbox.stats().dead_letters) == (1, 0)
 
         # when
-        clock.move(FAULT_DELAY + 1.0)
+        clock.move(ERROR_DELAY + 1.0)
         assert running.outbox.next_due() == 0
-        await clock.tick_until(lambda: (running.outbox.next_due() or 0.0) > FAULT_DELAY / 2)
+        await clock.tick_until(lambda: (running.outbox.next_due() or 0.0) > ERROR_DELAY / 2)
 
     # then
     async with opened(path, clock) as outbox:
-        [rubbish] = await outbox.fetch(10, early=True)
+        [rubbish] = await outbox.fetch(10, Pick.TRIED)
     assert (rubbish.message_id, rubbish.attempts) == ("rubbish", 2)
     assert len(script.posts) == 3
 
@@ -260,7 +263,7 @@ async def test_a_stuck_worker_is_ended_once_it_is_silent_for_longer_than_a_post_
         # when it is not long enough
         def looked_until(moment: float) -> bool:
             clock.move(min(1.0, moment - clock.now))
-            running.relay.look()
+            running.relay.wake()
             return clock.now >= moment
 
         await until(lambda: looked_until(end - 1.0))
@@ -285,16 +288,16 @@ async def test_a_server_that_stood_still_calls_no_worker_stuck(sandbox: Sandbox)
     async with told(sandbox.url, clock=clock) as (host, workers):
         await until(lambda: workers.alive)
         host.give(1)
-        workers.look()
+        workers.wake()
         await until(lambda: sandbox.in_flight)
 
         # when
         clock.move(REQUEST_TIMEOUT + BODY_TIME + STUCK_TIME + 1.0)
-        workers.look()
+        workers.wake()
         [worker] = workers._workers
         at_first = worker.process.poll()
         clock.move(1.0)
-        workers.look()
+        workers.wake()
 
         # then
         assert at_first is None
@@ -311,7 +314,7 @@ def test_a_frame_to_a_worker_that_has_just_ended_is_left_unsent() -> None:
         worker = _Worker(ended, writer)
         theirs.close()
         for _ in range(3):
-            worker.tell(("token", "token"))
+            worker.send(("token", "token"))
             await asyncio.sleep(0)
 
     uvloop.run(tell_the_dead())  # which raises where asyncio warns
@@ -326,7 +329,7 @@ async def test_workers_that_cannot_work_are_not_able_to_and_hold_no_event() -> N
         assert workers.is_able
 
         await until(lambda: workers.restarts)
-        workers.look()
+        workers.wake()
 
         assert not workers.is_able
         assert (workers.alive, workers.in_flight, len(host.waiting)) == (0, 0, 1)
@@ -341,7 +344,7 @@ async def test_an_error_in_settling_keeps_its_event_and_no_count_goes_wrong(sand
         host.refuses = True
         host.give(1, 2, 3)
 
-        workers.look()
+        workers.wake()
         await until(lambda: workers.in_flight == 0)
 
         assert len(host.failures) == 1
@@ -360,7 +363,7 @@ async def test_stopping_does_not_wait_for_a_worker_that_reads_nothing(sandbox: S
         os.kill(worker.process.pid, signal.SIGSTOP)
         host.most = 10_000
         host.give(*range(10_000))
-        workers.look()
+        workers.wake()
         assert worker.writer.transport.get_write_buffer_size()
 
         # when

@@ -122,7 +122,8 @@ class JetStreamMachine(RuleBasedStateMachine):
     def nak(self, data: st.DataObject, is_late: bool, attempted: bool) -> None:
         place, stored = self.a_leased_one(data)
         delay = RETRY_MAX_DELAY if is_late else 0.0
-        self.settle(lambda: self.outbox.nak(stored, delay, attempted=attempted))
+        settle = self.outbox.nak if attempted else self.outbox.release
+        self.settle(lambda: settle(stored, delay))
         self.model.attempts[place] += attempted
         if is_late:
             self.model.put_back.add(place)

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxUnusableError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
+from service.outbox.base import DeadLetter, DeadLetterFilter, Pick, Refusal, Stored
 from service.outbox.sqlite.opening import SCHEMA_VERSION
 from tests.support.clock import START, HandClock
 from tests.support.events import ACCEPTED_AT, entry
 from tests.support.outboxes import opened
 from tests.support.paths import DATA
 
-SCHEMA_1, SCHEMA_2 = ((DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2))
+SCHEMA_1, SCHEMA_2, SCHEMA_3 = (
+    (DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2, 3)
+)
 WAITING = 40
 TRIED = 7  # the id of the one that was tried three times and waits for its time
 REPLAYED = 9  # the id of the one that was a dead letter and was replayed an hour after it was accepted
@@ -87,7 +89,7 @@ async def test_an_event_of_an_old_file_keeps_its_attempts_and_its_time(old_file:
     async with opened(old_file, HandClock(START)) as outbox:
         waiting = {event.id for event in await outbox.fetch(1_000)}
         due = outbox.next_due()
-        [tried] = await outbox.fetch(1, early=True)
+        [tried] = await outbox.fetch(1, Pick.TRIED)
 
         assert TRIED not in waiting
         assert due == 60.0
@@ -141,7 +143,7 @@ async def test_a_file_brought_up_is_opened_again_without_another_change(old_file
     assert dump(old_file) == once
 
 
-@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
+@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2, SCHEMA_3], ids=["1", "2", "3"])
 async def test_a_file_brought_up_has_the_tables_and_indexes_of_a_new_one(schema: str, tmp_path: Path) -> None:
     def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
         with database(path) as connection:
@@ -175,7 +177,7 @@ async def test_a_file_of_the_second_schema_keeps_what_waits_and_its_dead_letters
 
     # when
     async with opened(path, HandClock(START)) as outbox:
-        [stored] = await outbox.fetch(10, early=True)
+        [stored] = await outbox.fetch(10, Pick.TRIED)
         [letter] = await outbox.dead_letters.list(DeadLetterFilter(), after=0, limit=10)
 
     # then

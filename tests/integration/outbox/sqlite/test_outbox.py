@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxUnavailableError
+from service.outbox.base import Pick
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
@@ -34,8 +35,8 @@ async def outbox(path: Path, clock: HandClock) -> AsyncIterator[SqliteOutbox]:
         yield outbox
 
 
-async def message_ids(outbox: SqliteOutbox, limit: int = 100, *, early: bool = False) -> list[str]:
-    return [stored.message_id for stored in await outbox.fetch(limit, early=early)]
+async def message_ids(outbox: SqliteOutbox, limit: int = 100, pick: Pick = Pick.READY) -> list[str]:
+    return [stored.message_id for stored in await outbox.fetch(limit, pick)]
 
 
 @dataclass
@@ -215,7 +216,7 @@ async def test_events_put_back_are_not_searched_for_new_ones_again_and_again(pat
         steps = count_steps(outbox)
 
         # when a relay that probes asks for them early
-        assert len(await outbox.fetch(1, early=True)) == 1
+        assert len(await outbox.fetch(1, Pick.TRIED)) == 1
 
         # then
         assert steps.thousands == 0
@@ -244,3 +245,52 @@ async def test_an_event_put_back_while_others_are_read_is_due_in_its_time(
 
 
 # -- the end
+
+
+# -- picks
+
+
+async def test_the_newest_events_are_fetched_from_the_end_and_the_others_in_order(outbox: SqliteOutbox) -> None:
+    await outbox.put(entries(6))
+    assert await message_ids(outbox, 2, Pick.NEWEST) == ["m-5", "m-4"]
+    assert await message_ids(outbox, 2, Pick.NEW) == ["m-0", "m-1"]
+    assert await message_ids(outbox, 9, Pick.NEWEST) == ["m-3", "m-2"]
+    assert await message_ids(outbox, 9, Pick.NEW) == []
+
+    await outbox.put([entry(6)])
+    assert await message_ids(outbox, 9, Pick.NEW) == ["m-6"]
+
+
+async def test_an_event_that_waits_for_redelivery_is_in_nobodys_way(outbox: SqliteOutbox, clock: HandClock) -> None:
+    await outbox.put(entries(3))
+    for stored in await outbox.fetch(2, Pick.NEW):
+        outbox.nak(stored, 5.0)
+    await outbox.flush()
+    clock.move(6.0)
+
+    assert await message_ids(outbox, 9, Pick.NEW) == ["m-2"]
+    assert await message_ids(outbox, 1, Pick.DUE) == ["m-0"]
+    assert await message_ids(outbox, 9, Pick.TRIED) == ["m-1"]
+
+
+async def test_released_events_are_fetched_again_in_their_order_and_unchanged(outbox: SqliteOutbox) -> None:
+    await outbox.put(entries(5))
+    before = await outbox.fetch(4, Pick.NEW)
+    commits = outbox.commits
+
+    for stored in (before[1], before[3]):
+        outbox.release(stored)
+
+    again = await outbox.fetch(9, Pick.NEW)
+    assert [stored.message_id for stored in again] == ["m-1", "m-3", "m-4"]
+    assert again[:2] == [before[1], before[3]]
+    assert outbox.commits == commits
+
+
+async def test_a_remembered_text_outlives_a_restart(path: Path, clock: HandClock) -> None:
+    async with opened(path, clock) as outbox:
+        assert await outbox.recall("name") == ""
+        await outbox.remember("name", "one")
+        await outbox.remember("name", "two")
+    async with opened(path, clock) as outbox:
+        assert await outbox.recall("name") == "two"
