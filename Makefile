@@ -69,8 +69,9 @@ stubs-into:
 	  --mypy_out=quiet:"$(FOLDER)" --mypy_grpc_out=quiet:"$(FOLDER)" $(PROTOS)
 
 lock:  ## resolves the dependencies anew (needs uv); the locks name no registry
-	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - $(LOCK_OPTIONS) -o requirements.lock
-	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --group dev -c requirements.lock $(LOCK_OPTIONS) -o .ci/requirements.lock
+	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --extra nats --extra tracing $(LOCK_OPTIONS) -o requirements.lock
+	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --all-extras --group dev -c requirements.lock $(LOCK_OPTIONS) -o .ci/requirements.lock
+	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --extra sandbox -c .ci/requirements.lock $(LOCK_OPTIONS) -o requirements-run.lock
 
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package pointillist-destination-stubs --no-annotate --no-header
 
@@ -82,8 +83,8 @@ clean:  ## removes what the targets made
 # fetch nothing that is not locked.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-$(RUNTIME): requirements.lock pyproject.toml generated/pyproject.toml $(BIN)/python
-	$(INSTALL) --require-hashes -r requirements.lock
+$(RUNTIME): requirements-run.lock pyproject.toml generated/pyproject.toml $(BIN)/python
+	$(INSTALL) --require-hashes -r requirements-run.lock
 	$(INSTALL) --no-deps --no-build-isolation -e ./generated -e .
 	@touch $@
 

@@ -2,6 +2,10 @@
 
     PointillistDestinationError
     ├── SettingsError           a setting, a file it names or an address cannot be used       (exit code 2)
+    ├── MissingExtraError       an optional dependency is not installed                        (exit code 2)
+    ├── UnreadableFileError     a file that a command was given cannot be read                (exit code 2)
+    ├── OutputError             standard output, or a file to write, cannot be written        (exit code 2)
+    ├── SendingError            a server does not take events, or does not answer             (exit code 2)
     ├── MappingFileError        a mapping file cannot be used                                 (exit code 2)
     ├── SegmentJsonError        a line of Segment JSON cannot be taken
     ├── EventRejectedError      an event breaks a rule, or does not parse
@@ -16,7 +20,10 @@ Foreign errors are translated where they enter: `outbox/sqlite/`, `outbox/jetstr
 `config/settings.py`.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+
+EXTRAS = {"nats": {"nats", "nkeys"}, "sandbox": {"aiohttp"}}  # modules of each extra of this distribution
 
 
 class PointillistDestinationError(Exception):
@@ -25,6 +32,38 @@ class PointillistDestinationError(Exception):
 
 class SettingsError(PointillistDestinationError):
     """A setting, a file that it names or an address cannot be used."""
+
+
+class MissingExtraError(PointillistDestinationError):
+    """An optional dependency is not installed."""
+
+
+class UnreadableFileError(PointillistDestinationError):
+    """A file that a command was given cannot be read."""
+
+
+class OutputError(PointillistDestinationError):
+    """Standard output, or a file that a command was told to write, cannot be written."""
+
+
+class SendingError(PointillistDestinationError):
+    """Events cannot be sent to a server, or its answers do not come any more."""
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Import modules that need an extra of this distribution.
+
+    Raises:
+        MissingExtraError: it is not installed; the message says how to install it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS[extra]:
+            raise
+        message = f'{purpose} needs {error.name}: pip install "pointillist-destination[{extra}]"'
+        raise MissingExtraError(message) from error
 
 
 class MappingFileError(PointillistDestinationError):

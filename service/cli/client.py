@@ -5,11 +5,10 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.cli.console import UnreadableFileError
 from service.config.address import Listen, called_at
 from service.config.settings import load_settings
 from service.config.token import legal_token
-from service.errors import SettingsError
+from service.errors import SettingsError, UnreadableFileError
 
 
 @dataclass(frozen=True, slots=True)

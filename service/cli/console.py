@@ -1,8 +1,8 @@
-"""What the commands run into besides service.errors, and how a command that failed ends.
+"""Standard output and standard error of the commands, and their exit codes.
 
-0  all is well
-1  it ran, but not everything was taken: events were refused, or a delivery is missing
-2  it could not run: a setting, a file, an address, the outbox or the server is at fault
+0  success
+1  it ran, but some events were refused, or a delivery is missing
+2  it could not run: a setting, a file, an address, the outbox or the server cannot be used
 """
 
 import contextlib
@@ -11,7 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from service.errors import MappingFileError, OutboxUnusableError, PointillistDestinationError, SettingsError
+from service.errors import (
+    MappingFileError,
+    MissingExtraError,
+    OutboxUnusableError,
+    OutputError,
+    PointillistDestinationError,
+    SendingError,
+    SettingsError,
+    UnreadableFileError,
+)
 
 NAME = "pointillist-destination"
 
@@ -20,19 +29,15 @@ COULD_NOT_RUN = 2  # exit code
 INTERRUPTED = 130  # exit code: 128 and the number of SIGINT, as shells have it
 
 
-class UnreadableFileError(PointillistDestinationError):
-    """A file that a command was given cannot be read."""
-
-
-class SendingError(PointillistDestinationError):
-    """Events cannot be sent to a server, or its answers do not come any more."""
-
-
-class OutputError(PointillistDestinationError):
-    """Standard output, or a file that a command was told to write, cannot be written."""
-
-
-_COULD_NOT_RUN = (SettingsError, MappingFileError, OutboxUnusableError, UnreadableFileError, SendingError, OutputError)
+_COULD_NOT_RUN = (
+    MappingFileError,
+    MissingExtraError,
+    OutboxUnusableError,
+    OutputError,
+    SendingError,
+    SettingsError,
+    UnreadableFileError,
+)
 
 
 def say(line: str) -> None:

@@ -18,10 +18,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
 from service.cli.channel import is_from_server, no_server, open_channel
 from service.cli.client import Target, find_target
-from service.cli.console import NOT_EVERYTHING, SendingError, output, say
+from service.cli.console import NOT_EVERYTHING, output, say
 from service.cli.console import show as show_lines
 from service.cli.input_file import on_one_line
-from service.errors import SettingsError
+from service.errors import SendingError, SettingsError
 from service.events.message import event_type
 from service.events.segment_time import read_time
 

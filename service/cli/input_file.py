@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
-from service.cli.console import UnreadableFileError
-from service.errors import SegmentJsonError
+from service.errors import SegmentJsonError, UnreadableFileError
 from service.events.segment_json import Imported, Refused, Result, Skipped, import_line
 
 __all__ = ["OTHER_TYPES", "Imported", "Message", "Refused", "SegmentFile", "Skipped", "Source", "on_one_line"]

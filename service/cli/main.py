@@ -17,6 +17,7 @@ import typer
 from service.cli import console
 from service.cli.console import NAME, NOT_EVERYTHING, say, show
 from service.config.role import Role
+from service.errors import needs_extra
 
 commands = typer.Typer(
     name=NAME,
@@ -105,8 +106,9 @@ def sandbox(  # noqa: PLR0917  typer takes options by name
 
     An answer is a status from 200 to 599, or drop, hang or truncate.
     """
-    from service.sandbox.options import behaviour_of
-    from service.sandbox.server import serve_sandbox
+    with needs_extra("sandbox", "the sandbox"):
+        from service.sandbox.options import behaviour_of
+        from service.sandbox.server import serve_sandbox
 
     asyncio.run(serve_sandbox(listen, api_token, behaviour_of(answers, answer, delay, retry_after)))
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.config.address import NATS_SCHEMES, Listen, NatsServers
 from service.config.fields import (
@@ -42,15 +41,13 @@ CONFIG_FILE_VARIABLE: Final = "POINTILLIST_CONFIG_FILE"
 SERVICE_LINK_PREFIX: Final = "POINTILLIST_DESTINATION_"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings, checked; durations are seconds, sizes are bytes.
 
     Made by `load_settings`, or directly with keyword values (tests do so): the process environment is never looked at.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     api_token: Token | None = Field(default=None, repr=False)
     """Pointillist's token, sent in the header `apiToken`. `serve` needs it, or a file with it."""
@@ -170,18 +167,6 @@ class Settings(BaseSettings):
 
     log_format: Literal["json", "text"] | None = None
     """`json` for machines or `text` for people; without it, `text` on a terminal and `json` elsewhere."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  the signature is pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from the caller alone: `load_settings` reads a given environment and reports every fault."""
-        return (init_settings,)
 
     @model_validator(mode="after")
     def _one_token(self) -> Self:

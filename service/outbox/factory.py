@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from service.clock import Clock
 from service.config.role import Role
 from service.config.settings import Settings
-from service.errors import SettingsError
+from service.errors import SettingsError, needs_extra
 from service.outbox.base import OpenOutbox, Refusal
 from service.outbox.capacity import Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
@@ -43,7 +43,8 @@ async def open_outbox(settings: Settings, clock: Clock, settled: Callable[[str, 
             retry_max_delay=settings.retry_max_delay,
             bounds=Bounds(settings.outbox_max_events, settings.outbox_max_bytes, settings.disk_free_floor),
         )
-    from service.outbox.jetstream.outbox import JetStreamOutbox  # noqa: PLC0415  see above
+    with needs_extra("nats", "an outbox on NATS"):
+        from service.outbox.jetstream.outbox import JetStreamOutbox  # noqa: PLC0415  see above
 
     outbox = JetStreamOutbox(
         nats_access(settings),

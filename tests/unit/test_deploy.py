@@ -367,7 +367,8 @@ def test_the_manifests_name_the_version_of_the_project() -> None:
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
     (image,) = documents(KUBERNETES / "kustomization.yaml")[0]["images"]
     assert image["newTag"] == version
-    assert COMPOSE["services"][JOB]["image"] == COMPOSE["services"]["sandbox"]["image"] == f"{JOB}:{version}"
+    assert COMPOSE["services"][JOB]["image"] == f"{JOB}:{version}"
+    assert COMPOSE["services"]["sandbox"]["image"] == f"{JOB}-sandbox:{version}"
 
 
 def test_the_run_book_marks_a_saved_outbox_as_the_service_does() -> None:

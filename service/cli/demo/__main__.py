@@ -5,6 +5,7 @@ import sys
 
 from service.cli.console import NOT_EVERYTHING, run
 from service.config.settings import load_settings
+from service.errors import needs_extra
 from service.telemetry.logs import configure_logging
 
 
@@ -24,7 +25,8 @@ def _serve_or_demonstrate() -> None:
     # gRPC takes its own settings when it is imported, and `run` has one for it.
     import uvloop  # noqa: PLC0415
 
-    from service.cli.demo.demo import demonstrate  # noqa: PLC0415
+    with needs_extra("sandbox", "the demonstration"):
+        from service.cli.demo.demo import demonstrate  # noqa: PLC0415
 
     if not uvloop.run(demonstrate(settings)):
         sys.exit(NOT_EVERYTHING)

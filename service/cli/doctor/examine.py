@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 
 from service.cli.doctor.finding import Finding, Grade
 from service.cli.doctor.listeners import listen_findings
-from service.cli.doctor.nats import nats_findings
 from service.cli.doctor.outbox import age_finding, count, dead_letters_finding
 from service.config.settings import Settings
 from service.config.units import format_size
-from service.errors import PointillistDestinationError
+from service.errors import PointillistDestinationError, needs_extra
 from service.mapping.mapping_file import load_mapping
 from service.outbox.sqlite.inspection import Inspection, inspect_file
 
@@ -41,6 +40,9 @@ def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> I
         yield _disk(settings)
         yield from _outbox(settings)
     else:
+        with needs_extra("nats", "an outbox on NATS"):
+            from service.cli.doctor.nats import nats_findings  # noqa: PLC0415  it takes 0.2 s, and an extra
+
         yield from nats_findings(settings)
     if probe is not None:
         yield probe()

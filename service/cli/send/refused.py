@@ -17,10 +17,9 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-from service.cli.console import OutputError
 from service.cli.input_file import Source
 from service.cli.send.rejection import Rejection
-from service.errors import SettingsError
+from service.errors import OutputError, SettingsError
 from service.events.segment_json import only_item
 
 

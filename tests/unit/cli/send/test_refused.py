@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_service_pb2
-from service.cli.console import OutputError
 from service.cli.input_file import LONGEST_LINE, Refused, SegmentFile, Source
 from service.cli.send.refused import RefusedFile
 from service.cli.send.rejection import Reason, Rejection
-from service.errors import SettingsError
+from service.errors import OutputError, SettingsError
 from service.events.segment_json import import_line
 
 REJECTION = Rejection("line 1", "m-1", "no", (Reason("track.user_id", "no"),))
