@@ -202,7 +202,17 @@ class DeadLetters(Protocol):
         """Delete dead letters for good; return the number deleted."""
 
 
-class OpenOutbox(Sink, Queue, Protocol):
+class Memory(Protocol):
+    """Short texts that an outbox keeps beside its events."""
+
+    async def recall(self, name: str) -> str:
+        """Return the text that was remembered under a name, in this process or an earlier one; "" if there is none."""
+
+    async def remember(self, name: str, text: str) -> None:
+        """Keep a text under a name, as durably as the events; a store that replicas share keeps nothing."""
+
+
+class OpenOutbox(Sink, Queue, Memory, Protocol):
     """An open outbox, as the composition root holds it. Properties are cheap, and may be read from any thread."""
 
     @property
@@ -239,9 +249,3 @@ class OpenOutbox(Sink, Queue, Protocol):
 
     async def close(self) -> None:
         """Flush and release the store."""
-
-    async def recall(self, name: str) -> str:
-        """Return the text that was remembered under a name, in this process or an earlier one; "" if there is none."""
-
-    async def remember(self, name: str, text: str) -> None:
-        """Keep a short text under a name, as durably as the events; a store that replicas share keeps nothing."""

@@ -12,7 +12,7 @@ import structlog
 
 from service.errors import OutboxError
 from service.mapping.mapping import Mapping
-from service.outbox.base import OpenOutbox
+from service.outbox.base import Memory
 
 NAME = "passed_setup"
 
@@ -23,14 +23,14 @@ class PassedSetup:
     """Remembers the digest of a setup at its first 2xx.
 
     Args:
-        outbox: keeps the digest.
+        memory: keeps the digest.
         url: of Pointillist.
         token: returns the API token in force.
         mapping: returns the mapping in force.
     """
 
-    def __init__(self, outbox: OpenOutbox, url: str, token: Callable[[], str], mapping: Callable[[], Mapping]) -> None:
-        self._outbox = outbox
+    def __init__(self, memory: Memory, url: str, token: Callable[[], str], mapping: Callable[[], Mapping]) -> None:
+        self._memory = memory
         self._url = url
         self._token = token
         self._mapping = mapping
@@ -39,7 +39,7 @@ class PassedSetup:
 
     async def has_passed(self) -> bool:
         """Return True if Pointillist took an event with this setup in an earlier process."""
-        return await self._outbox.recall(NAME) == self._digest
+        return await self._memory.recall(NAME) == self._digest
 
     def has_changed(self) -> bool:
         """Return True if the setup is another one than at the last call, or at the start."""
@@ -52,7 +52,7 @@ class PassedSetup:
 
     async def _remember(self, digest: str) -> None:
         try:
-            await self._outbox.remember(NAME, digest)
+            await self._memory.remember(NAME, digest)
         except OutboxError as error:  # the next start is a first day then
             log.debug("cannot remember that Pointillist took an event", why=str(error))
 

@@ -170,7 +170,7 @@ async def test_delivery_stops_serving_while_no_worker_can_be_started_and_goes_on
         for worker in running.workers:
             os.kill(worker, signal.SIGKILL)
         await running.server.becomes("delivery", NOT_SERVING)
-        await until(lambda: any("a relay worker cannot work" in line for line in running.process.log))
+        await until(lambda: any("relay worker cannot start" in line for line in running.process.log))
 
         # then
         assert await running.alive() == 0
