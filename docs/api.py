@@ -1,7 +1,7 @@
 # ruff: noqa: INP001  a script beside the page that it makes, not a package
 """Makes docs/api.md, the reference of the contract, from the comments in proto/.
 
-python docs/api.py            makes the page anew
+python docs/api.py            writes the page
 python docs/api.py --print    prints it and writes nothing
 """
 
@@ -24,7 +24,7 @@ HEAD = """\
 <!-- made by `python docs/api.py` from the comments in proto/; edit those -->
 
 Package `pointillist_destination.v1`. In JSON a field's name is in camelCase, as Segment writes it; `snake_case` is read
-too. A field that is `optional` tells absence from zero; any other reads as zero, empty or unset where it is left out.
+too. A field that is `optional` tells absent from zero; any other field that is left out is zero, empty or unset.
 """
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -93,14 +93,14 @@ class _FilePart:
             "",
             self._text(path),
             "",
-            "| RPC | takes | answers | |",
+            "| RPC | request | response | |",
             "| --- | --- | --- | --- |",
         )
         for number, method in enumerate(service.method):
-            takes = ("stream of " if method.client_streaming else "") + _link(method.input_type)
-            answers = ("stream of " if method.server_streaming else "") + _link(method.output_type)
+            request = ("stream of " if method.client_streaming else "") + _link(method.input_type)
+            response = ("stream of " if method.server_streaming else "") + _link(method.output_type)
             comment = self._cell((*path, _PATH_OF_PARTS, number))
-            yield f"| `{method.name}` | {takes} | {answers} | {comment}{_idempotency(method)} |"
+            yield f"| `{method.name}` | {request} | {response} | {comment}{_idempotency(method)} |"
         yield ""
 
     def _message(self, path: _Place, message: descriptor_pb2.DescriptorProto) -> Iterator[str]:
@@ -129,9 +129,9 @@ class _FilePart:
 def _idempotency(method: descriptor_pb2.MethodDescriptorProto) -> str:
     level = method.options.idempotency_level
     if level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS:
-        return " It changes nothing."
+        return " Read-only."
     if level == descriptor_pb2.MethodOptions.IDEMPOTENT:
-        return " Calling it twice does what calling it once does."
+        return " Idempotent."
     return ""
 
 

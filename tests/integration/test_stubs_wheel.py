@@ -24,7 +24,7 @@ import sys
 from pointillist_destination.v1 import (
     dead_letter_service_pb2_grpc, event_pb2, event_service_pb2, event_service_pb2_grpc, record_pb2
 )
-assert "Takes one track message" in event_service_pb2_grpc.EventServiceServicer.Track.__doc__
+assert "Accepts one track message" in event_service_pb2_grpc.EventServiceServicer.Track.__doc__
 print(*sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)))
 """
 

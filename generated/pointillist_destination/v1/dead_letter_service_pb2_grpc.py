@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DeadLetterServiceStub:
-    """DeadLetterService shows, replays and deletes dead letters. Its errors are as rich as those of EventService.
+    """Manages dead letters: events that were given up, because Pointillist refused them or they reached the maximum age,
+    and that are kept until somebody replays or deletes them. Its errors have the details of those of EventService.
     """
 
     def __init__(self, channel):
@@ -58,26 +59,27 @@ class DeadLetterServiceStub:
 
 
 class DeadLetterServiceServicer:
-    """DeadLetterService shows, replays and deletes dead letters. Its errors are as rich as those of EventService.
+    """Manages dead letters: events that were given up, because Pointillist refused them or they reached the maximum age,
+    and that are kept until somebody replays or deletes them. Its errors have the details of those of EventService.
     """
 
     def List(self, request, context):
-        """Lists dead letters, the oldest first.
+        """Lists dead letters, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Shows one dead letter, with the record that the mapping in force makes of it now. INVALID_ARGUMENT where there is none.
+        """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Replay(self, request, context):
-        """Puts dead letters back into the queue. Each is mapped anew with the mapping in force, keeps its message_id, and has
-        the whole maximum age before it again. A crash loses none and replays none twice.
+        """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
+        force, and has its whole maximum age again. A crash loses none and replays none twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +124,8 @@ def add_DeadLetterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeadLetterService:
-    """DeadLetterService shows, replays and deletes dead letters. Its errors are as rich as those of EventService.
+    """Manages dead letters: events that were given up, because Pointillist refused them or they reached the maximum age,
+    and that are kept until somebody replays or deletes them. Its errors have the details of those of EventService.
     """
 
     @staticmethod

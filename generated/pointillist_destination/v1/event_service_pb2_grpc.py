@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class EventServiceStub:
-    """EventService takes Segment events and forwards each to Pointillist, at least once.
+    """Accepts Segment events and forwards each to Pointillist, at least once.
 
-    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error carries a
-    google.rpc.ErrorInfo with the domain "pointillist-destination"; INVALID_ARGUMENT also a google.rpc.BadRequest with
-    one violation per fault; and whenever trying again makes sense a google.rpc.RetryInfo, whose delay the trailing
-    metadata repeats as grpc-retry-pushback-ms.
+    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error has a
+    google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
+    one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
+    in the trailing metadata as grpc-retry-pushback-ms.
     """
 
     def __init__(self, channel):
@@ -58,33 +58,34 @@ class EventServiceStub:
 
 
 class EventServiceServicer:
-    """EventService takes Segment events and forwards each to Pointillist, at least once.
+    """Accepts Segment events and forwards each to Pointillist, at least once.
 
-    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error carries a
-    google.rpc.ErrorInfo with the domain "pointillist-destination"; INVALID_ARGUMENT also a google.rpc.BadRequest with
-    one violation per fault; and whenever trying again makes sense a google.rpc.RetryInfo, whose delay the trailing
-    metadata repeats as grpc-retry-pushback-ms.
+    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error has a
+    google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
+    one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
+    in the trailing metadata as grpc-retry-pushback-ms.
     """
 
     def Identify(self, request, context):
-        """Takes one identify message. Calling it again with the same message_id sends nothing a second time.
+        """Accepts one identify message. A repeat with the same message_id is a duplicate and is not sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Track(self, request, context):
-        """Takes one track message. Calling it again with the same message_id sends nothing a second time.
+        """Accepts one track message. A repeat with the same message_id is a duplicate and is not sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchSend(self, request_iterator, context):
-        """Takes batches of events. Answers come in the order of the requests, each once all that it counts as accepted is
-        on disk. A bad event never fails its neighbours or the stream. While the outbox is full the server stops reading,
-        so that flow control slows the caller. On shutdown the server answers what it has read and ends the stream with
-        UNAVAILABLE; the caller resumes from its first unanswered sequence.
+        """Accepts batches of events. Responses come in the order of the requests, each once every event that it counts as
+        accepted is on disk. An invalid event fails neither the other events nor the stream. While the outbox is full
+        or unavailable the server does not read, so that flow control slows the caller. On shutdown the server answers the
+        batches that it has read and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
+        sequence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,12 +118,12 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService:
-    """EventService takes Segment events and forwards each to Pointillist, at least once.
+    """Accepts Segment events and forwards each to Pointillist, at least once.
 
-    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error carries a
-    google.rpc.ErrorInfo with the domain "pointillist-destination"; INVALID_ARGUMENT also a google.rpc.BadRequest with
-    one violation per fault; and whenever trying again makes sense a google.rpc.RetryInfo, whose delay the trailing
-    metadata repeats as grpc-retry-pushback-ms.
+    An OK means that the event is on disk, unless the receipt's outcome says otherwise. Every error has a
+    google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
+    one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
+    in the trailing metadata as grpc-retry-pushback-ms.
     """
 
     @staticmethod
