@@ -30,7 +30,7 @@ from benchmarks.rows_everything import ROW as EVERYTHING
 from benchmarks.rows_everything import everything
 from benchmarks.rows_in import batch, ok_latency, unary
 from benchmarks.rows_mapping import mapping
-from benchmarks.rows_nats import nats_batch, nats_drain, nats_stream, nats_sync, nats_unary
+from benchmarks.rows_nats import nats_batch, nats_drain, nats_sync, nats_unary
 from benchmarks.rows_out import cpu, drain, latency, whole, workers
 from benchmarks.stages import ROW as STAGES
 from benchmarks.stages import stages
@@ -48,7 +48,6 @@ ROWS: dict[str, Callable[[Plan], list[Figure]]] = {
     "nats_batch": nats_batch,
     "nats_drain": nats_drain,
     "nats_sync": nats_sync,
-    "nats_stream": nats_stream,
     "mapping": mapping,
     STAGES: stages,
     "workers": workers,

@@ -1,19 +1,16 @@
-"""The outbox on NATS JetStream: nats_unary, nats_batch, nats_drain, nats_sync, nats_stream.
+"""The outbox on NATS JetStream: nats_unary, nats_batch, nats_drain, nats_sync.
 
 A nats-server is started for each row. Replicas have one role here, as they have where there are many: what accepts does
 not relay.
 """
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.child import Child
-from benchmarks.events import event_templates, message_ids
 from benchmarks.figures import Figure, Sample
 from benchmarks.nats import DEFAULT_SYNC, LOOK_INTERVAL, Nats, running_nats
-from benchmarks.nats_wire import STREAM, Publisher
 from benchmarks.plan import SETTLE_TIME, Plan, measured, nobody, ours, url_of
 from benchmarks.rivals import PUBLISHED
 from benchmarks.rows_in import BATCH_SIZE, CALLERS, UnaryLoad, latency_figures, poisson, stream
@@ -196,30 +193,6 @@ def nats_sync(plan: Plan) -> list[Figure]:
         _compared(f"Track, {CALLERS} callers", unary, rival),
         _compared(f"BatchSend, {BATCH_SIZE} a message", batch, rival),
     ]
-
-
-def nats_stream(plan: Plan) -> list[Figure]:
-    """The most that one stream takes from one connection, whatever publishes."""
-    count = plan.count(50_000, 1_000)
-    figures = []
-    for sync_interval in (DEFAULT_SYNC, "always"):
-        samples = []
-        with plan.new_folder() as folder, running_nats(folder, sync_interval) as nats:
-            with contextlib.closing(Publisher(nats.url)) as publisher:
-                for index in range(plan.rounds):
-                    cpu = nats.cpu()
-                    seconds = publisher.publish(_messages(f"{index}-", count))
-                    samples.append(Sample(count / seconds, (nats.cpu() - cpu) / count * 1e6))
-            check_stored(nats, STREAM, plan.rounds * count)
-        what = f"prepared publishes, sync_interval: {sync_interval}"
-        figures.append(Figure("nats_stream", what, "events/s", samples, compare="alone"))
-    return figures
-
-
-def _messages(run: str, count: int) -> list[tuple[str, bytes]]:
-    templates = event_templates()
-    ids = itertools.islice(message_ids(run), count)
-    return [(message_id, templates[index % len(templates)].with_id(message_id)) for index, message_id in enumerate(ids)]
 
 
 def _unary(load: UnaryLoad, server: Child, calls: int) -> Sample:

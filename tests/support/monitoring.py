@@ -1,4 +1,4 @@
-"""What the dashboard asks, and a real Prometheus to ask it."""
+"""The queries of the dashboard, and a real Prometheus to ask them."""
 
 import asyncio
 import json
@@ -65,11 +65,6 @@ class Prometheus:
         """What a query comes to now."""
         found = await self._get("query", query=query)
         return [_series(one["metric"], [one["value"]]) for one in found["result"]]
-
-    async def query_range(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """What it comes to from `start` to `end`, both in seconds since the epoch, every `step` seconds."""
-        found = await self._get("query_range", query=query, start=str(start), end=str(end), step=str(step))
-        return [_series(one["metric"], one["values"]) for one in found["result"]]
 
     async def rules(self) -> list[dict[str, Any]]:
         """The alerts, with what became of their evaluation."""

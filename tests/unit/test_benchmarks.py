@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -12,16 +11,14 @@ from hypothesis import strategies as st
 
 from benchmarks import bench, events
 from benchmarks.child import Child, ChildError
-from benchmarks.dashboard_picture import draw as draw_dashboard
 from benchmarks.figures import Figure, Sample, percentile
 from benchmarks.picture import draw
 from benchmarks.rows_everything import ROW as EVERYTHING
 from benchmarks.rows_in import poisson
 from pointillist_destination.v1 import event_pb2, event_service_pb2
 from tests.support.certificates import OPENSSL
-from tests.support.monitoring import Series
 
-QUICK = ("mapping", "stages", "drain", "nats_stream")
+QUICK = ("mapping", "stages", "drain", "nats_batch")
 """Rows that start few processes."""
 
 
@@ -142,32 +139,6 @@ def test_the_picture_is_svg_that_names_every_stage() -> None:
 
     texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert {"parse & check", "POST", "9.0 µs", "75%"} <= set(texts)
-
-
-def test_the_picture_of_the_dashboard_has_a_line_that_ends_where_there_is_no_number() -> None:
-    # given a series with a gap of some seconds, and a panel without one
-    place = {"x": 0, "y": 0, "w": 12, "h": 8}
-    unit = {"defaults": {"unit": "s"}}
-    shown = [
-        {
-            "title": title,
-            "type": "timeseries",
-            "gridPos": place,
-            "fieldConfig": unit,
-            "targets": [{"expr": title, "legendFormat": "{{loop}}"}],
-        }
-        for title in ("With & without", "Silent")
-    ]
-    found = {"With & without": [Series({"loop": "relay"}, [(0, 1), (1, 2), (5, 1.5)])], "Silent": []}
-
-    # when
-    root = ET.fromstring(draw_dashboard(shown, found))
-
-    # then
-    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == ["With & without", "2 s", "relay: 1.5 s", "Silent", "no data"]
-    [line] = root.iter("{http://www.w3.org/2000/svg}path")
-    assert re.findall("[ML]", line.attrib["d"]) == ["M", "L", "M"]
 
 
 # -- children
