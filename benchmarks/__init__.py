@@ -1,1 +1,1 @@
-"""How near the service comes to its ceilings; README.md says what each row means."""
+"""Benchmarks of the service beside its ceilings; README.md describes each row."""

@@ -3,7 +3,7 @@
     python -m benchmarks [ROW ...] [--rounds N] [--json FILE] [--picture FILE] [--short] [--folder FOLDER]
 
 Rows run one after the other; within a row, ours and its ceiling or rival take turns, round by round. Nothing is
-asserted: targets stand beside the figures.
+asserted: bounds stand beside the figures.
 """
 
 import argparse

@@ -31,8 +31,8 @@ class Figure:
     theirs: Sequence[Sample] = ()
     rival: str = ""
     """What `theirs` are of."""
-    target: str = ""
-    """What is aimed at; printed, never asserted."""
+    bound: str = ""
+    """A ceiling, or a bound that held when it was measured (see README.md); printed, never asserted."""
     compare: Compare = "ratio"
     """How ours are compared with theirs: ours / theirs, theirs / ours, ours - theirs, or not at all."""
 
@@ -79,7 +79,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def table(figures: Sequence[Figure]) -> Table:
     """The figures as a table for a terminal."""
     shown = Table(title="ours beside the ceiling or the rival: medians; ratios with their extremes")
-    for name in ("row", "figure", "ours", "theirs", "compared", "target", "CPU µs/event", "peak MiB"):
+    for name in ("row", "figure", "ours", "theirs", "compared", "bound", "CPU µs/event", "peak MiB"):
         shown.add_column(name, justify="left" if name in {"row", "figure"} else "right", overflow="fold")
     for figure in figures:
         theirs = f"{_median(figure.theirs)} {figure.unit}\n[dim]{figure.rival}[/dim]" if figure.theirs else ""
@@ -89,7 +89,7 @@ def table(figures: Sequence[Figure]) -> Table:
             f"{_median(figure.ours)} {figure.unit}",
             theirs,
             figure.summary(),
-            figure.target,
+            figure.bound,
             _both([sample.cpu for sample in figure.ours], [sample.cpu for sample in figure.theirs]),
             _both([sample.memory for sample in figure.ours], [sample.memory for sample in figure.theirs]),
         )

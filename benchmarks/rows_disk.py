@@ -42,8 +42,8 @@ def backlog(plan: Plan) -> list[Figure]:
     return [
         Figure("backlog", f"memory {waiting}", "MiB", memories[True], memories[False], "none", more, "difference"),
         Figure("backlog", f"most memory, draining {waiting}", "MiB", draining, resting, "at rest", "", "difference"),
-        Figure("backlog", f"start to SERVING {waiting}", "s", starts[True], target="<= 1.5 s", compare="alone"),
-        Figure("backlog", "start to SERVING, empty", "s", starts[False], target="<= 1 s", compare="alone"),
+        Figure("backlog", f"start to SERVING {waiting}", "s", starts[True], bound="<= 1.5 s", compare="alone"),
+        Figure("backlog", "start to SERVING, empty", "s", starts[False], bound="<= 1 s", compare="alone"),
     ]
 
 
