@@ -19,7 +19,7 @@ LIVENESS = "liveness"
 
 
 def is_serving(address: str, name: str) -> bool:
-    """Ask the server at an address, in plain text, whether what has that health name is SERVING.
+    """Return True if the server at an address, asked in plain text, reports this health name as SERVING.
 
     Raises:
         grpc.RpcError: nobody answers, or nobody who knows gRPC's health service and the name.

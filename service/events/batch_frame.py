@@ -2,7 +2,7 @@
 
 On the wire a message and a bytes field look the same. So this message, which is not part of the contract, reads a
 BatchSendRequest with its events left as bytes, which are then parsed one by one and stored as they came: a bad one is
-refused alone, and none is serialised again. Whoever sends many events writes with it what is serialised already.
+refused alone, and none is serialised again. A sender of many events writes with it events that are serialised already.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def write_batch(sequence: int, events: Sequence[bytes]) -> bytes:
 
 
 def count_events(request: bytes) -> int:
-    """How many events a request holds; bytes that do not parse, which an answer costs too, count as one."""
+    """Return the number of events in a request; bytes that do not parse cost an answer too, and count as one."""
     try:
         return len(read_batch(request).events)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""Whether an event's integrations object lets it go to Pointillist.
+"""The rule of an event's integrations object: does it include Pointillist?
 
 The rules are those of Segment's own library, found by running it.
 """
@@ -10,7 +10,7 @@ EVERYONE = "All"  # the name for every destination; it is read in any case
 
 
 def is_sent(integrations: Struct) -> bool:
-    """Whether an event with this integrations object is sent to Pointillist.
+    """Return True if an event with this integrations object is sent to Pointillist.
 
     Our own name decides alone where it is there; else `All` decides. Only `false` itself says no: `"false"`, `0`,
     `null` and `{}` say yes. Where `All` is there in several spellings, `All` itself counts, else the spelling that

@@ -1,6 +1,6 @@
 """Segment's `context` and the other free-form objects of a message, fitted into the contract.
 
-A value whose key the contract names goes to its field; what has no field, or cannot be made to fit its field, goes to
+A value whose key the contract names goes to its field; a value without a field, or that does not fit its field, goes to
 the nearest `extra` under its own name, so that nothing of a context is lost. Which fields there are, and of which kind,
 is read from the contract itself. Faults are collected, not raised, so that all of a message's faults are told at once.
 """
@@ -53,7 +53,7 @@ _READERS: dict[int, Callable[[object], object]] = {
 }
 
 Scalars = dict[str, tuple[str, Callable[[object], object]]]
-"""The scalar fields of a message: Segment's name to the contract's name and what reads a value for it."""
+"""The scalar fields of a message: Segment's name to the contract's name and the reader of its value."""
 
 _NO_FIELD: tuple[str, Callable[[object], object]] = ("", lambda _: None)
 
@@ -100,7 +100,7 @@ def fill_context(context: event_pb2.Context, given: dict[str, Any], path: str, f
         context: is set, even where there is nothing in it.
         given: a parsed JSON object.
         path: where it stands, in Segment's own names.
-        faults: gets what `fill_struct` and `set_text` find.
+        faults: receives the errors that `fill_struct` and `set_text` find.
     """
     context.SetInParent()
     extra = _object_in(given, "extra")
@@ -147,7 +147,7 @@ def _place_scalars(
     path: str,
     faults: list[SegmentJsonError],
 ) -> dict[str, Any]:
-    """Sets the scalar fields that `given` has fitting values for; returns what is left, on top of `extra`."""
+    """Sets the scalar fields that `given` has fitting values for; returns the others, on top of `extra`."""
     rest = dict(extra)
     for name, value in given.items():
         if value is None or value is extra:

@@ -1,10 +1,10 @@
 """Segment JSON, as real libraries emit it, read as events of the contract.
 
 The gRPC contract is strict; files of Segment messages are not, because Segment's own API is not. This importer takes
-what Segment's libraries are known to send: nulls for what is absent, numeric ids, bodies of the HTTP API and its
-batches. What cannot be taken is refused with every fault at once, each with its path; what the contract has no place
-for at the top level is named, never silently lost. Of the message's own content an error repeats only the names of keys
-and a time that cannot be read.
+the messages that Segment's libraries are known to send: nulls for absent values, numeric ids, bodies of the HTTP API
+and its batches. A message that cannot be accepted is refused with all of its errors at once, each with its path; a
+top-level key that the contract has no place for is named, never silently lost. Of the message's own content an error
+repeats only the names of keys and a time that cannot be read.
 """
 
 import functools
@@ -75,7 +75,7 @@ class Refused:
     errors: tuple[SegmentJsonError, ...]
 
     is_unreadable: bool = False
-    """Whether it is a line that is no JSON at all, and so no message."""
+    """True for a line that is not JSON, and so no message."""
 
 
 Result = Imported | Skipped | Refused
@@ -90,7 +90,7 @@ def import_line(line: bytes) -> list[Result]:
 
     Returns:
         One result a message, in their order: none for a blank line, one for a message, one an item for a batch body.
-        What is no JSON at all is one `Refused`; nothing is raised.
+        Bytes that are not JSON are one `Refused`; nothing is raised.
     """
     line = line.removeprefix(_BYTE_ORDER_MARK)
     if not line.strip():
@@ -190,7 +190,7 @@ def _import_batch(body: dict[str, Any]) -> list[Result]:
 
 
 def _with_outer(body: dict[str, Any], item: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Puts what a batch body says of all its items under one item, which has the last word on each key.
+    """Adds a batch body's common values to one item, whose own values win.
 
     Returns:
         The whole message, and the names of the item's keys whose value gave way because it is not an object.
@@ -320,7 +320,7 @@ def _is_absent(value: object) -> bool:
 
 
 def _id_text(value: object) -> str:
-    """Writes an id as a string; raises ValueError for what is neither a string nor a finite number."""
+    """Writes an id as a string; raises ValueError for a value that is neither a string nor a finite number."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -37,7 +37,7 @@ def child_path(path: str, key: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Names the kind of a JSON value, such as "an object", to say in an error what was found."""
+    """Return the kind of a JSON value, such as "an object", for an error message."""
     return _KINDS.get(type(value), f"a {type(value).__name__}, which JSON has not")
 
 
@@ -142,7 +142,7 @@ def _faults_in(value: Any, path: str, level: int) -> Iterator[SegmentJsonError]:
 
 
 def _scalar_fault(value: Any) -> str | None:
-    """Says what is wrong with a value that is neither an object nor an array, if anything is."""
+    """Returns the error in a value that is neither an object nor an array; None if there is none."""
     kind = type(value)
     if kind is int or kind is float:
         return None if is_finite(value) else "is not a finite number; one that a double can hold is right"

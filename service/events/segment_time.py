@@ -1,9 +1,9 @@
 """The forms of time that Segment's libraries write, read as a Timestamp.
 
-Segment's page asks for ISO 8601. What its libraries send is RFC 3339 with milliseconds (JavaScript, Swift),
+Segment's page asks for ISO 8601. Its libraries send RFC 3339 with milliseconds (JavaScript, Swift),
 microseconds (Python, PHP), seven digits (C#) or nanoseconds (Go), with `Z` or an offset; older code sends epoch
 numbers.
-What could be read in two ways, such as `03/04/2024` or digits in a string, is refused rather than guessed.
+A text that could be read in two ways, such as `03/04/2024` or digits in a string, is refused rather than guessed.
 """
 
 import datetime as dt
@@ -38,7 +38,7 @@ def read_time(value: object) -> timestamp_pb2.Timestamp:
         value: a value out of parsed JSON, neither `None` nor "".
 
     Raises:
-        ValueError: it is no time, or not one of the years 0001 to 9999; the message says what would be right.
+        ValueError: it is no time, or not one of the years 0001 to 9999; the message names a valid form.
     """
     if isinstance(value, str):
         return _read_text(value)

@@ -1,4 +1,4 @@
-"""What makes an event acceptable: event > field violations. Pure.
+"""The rules of an event: event > field violations. Pure.
 
 The limits are Segment's own: 32 KB an event, a messageId of 100 characters, a userId or an anonymousId.
 """
@@ -40,9 +40,9 @@ class Violation(NamedTuple):
     """One fault of an event."""
 
     field: str
-    """Where: proto field names from the event on, such as `track.user_id`."""
+    """Path of proto field names from the event on, such as `track.user_id`."""
     description: str
-    """What is wrong, and what would be right."""
+    """The error, and a valid form."""
 
 
 def violations(message: event_pb2.Track | event_pb2.Identify, serialised: bytes) -> list[Violation]:
@@ -89,7 +89,7 @@ def _first(most: int, name: str, found: Iterator[Violation]) -> Iterator[Violati
 
 
 def _may_have_bad_values(serialised: bytes) -> bool:
-    """Whether a number may be not finite, or a value too deep: a look at the bytes that spares most events a walk.
+    """Return True if a number may be infinite, or a value too deep: a scan of the bytes that spares most events a walk.
 
     A walk through an event's Structs costs more than all other checks together; this costs about a hundredth of it.
     """
@@ -114,7 +114,7 @@ def _may_have_not_finite(serialised: bytes) -> bool:
 
 
 def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]:
-    """What makes a Timestamp one that google.protobuf.Timestamp does not allow."""
+    """Return the reason that google.protobuf.Timestamp does not allow a Timestamp; None if it does."""
     if not MIN_SECONDS <= timestamp.seconds <= MAX_SECONDS:
         yield Violation(f"{path}.seconds", f"is {timestamp.seconds}, which is not within the years 0001 to 9999")
     if not 0 <= timestamp.nanos <= MAX_NANOS:
@@ -122,7 +122,7 @@ def timestamp_violations(path: str, timestamp: Timestamp) -> Iterator[Violation]
 
 
 def _walk(path: str, message: Message) -> Iterator[Violation]:
-    """Find what is not finite or too deep, wherever a message has doubles or Structs."""
+    """Find numbers that are not finite and values that are too deep, wherever a message has doubles or Structs."""
     for field, value in message.ListFields():
         where = _step(path, f".{field.name}")
         if isinstance(value, Struct):
@@ -152,7 +152,7 @@ def _walk_value(path: str, value: Value, depth: int) -> Iterator[Violation]:
 
 
 def _step(path: str, step: str) -> str:
-    """One step on from a path; what is too long ends with an ellipsis and grows no more."""
+    """One step on from a path; one that is too long ends with an ellipsis and grows no more."""
     if len(path) == MAX_PATH:
         return path
     path += step

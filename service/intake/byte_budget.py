@@ -1,4 +1,4 @@
-"""A bound on bytes in memory that many tasks share, and what one stream holds of it."""
+"""A bound on bytes in memory that many tasks share, and the part of it that one stream holds."""
 
 import asyncio
 from collections import deque
@@ -61,10 +61,10 @@ class ByteBudget:
 
 
 class StreamBudget:
-    """What one stream holds of a budget: requests until they are dealt with, answers until they are written.
+    """The part of a budget that one stream holds: requests until they are handled, answers until they are written.
 
     A caller that does not read its answers is itself read no further once they have come to `unwritten_most` bytes, so
-    that it does not use up what others need.
+    that it leaves enough to the others.
     """
 
     def __init__(self, shared: ByteBudget, unwritten_most: int) -> None:
@@ -80,7 +80,7 @@ class StreamBudget:
         self._is_closed = False
 
     def may_read(self) -> bool:
-        """Whether the next request may be read without a wait."""
+        """Return True if the next request may be read at once."""
         return self._unwritten.take_now(0)
 
     async def until_may_read(self) -> None:

@@ -1,4 +1,4 @@
-"""Who may call: the callers that an operator names in a file, their tokens, methods and rates.
+"""Callers: named by an operator in a file, with their tokens, methods and rates.
 
     [callers.checkout]
     sha256 = "8f43…"                      # of the token; a list of two while a token is being changed
@@ -69,7 +69,7 @@ class Callers:
     def find(self, token: str) -> Caller | None:
         """Find whose token this is; None where it is nobody's.
 
-        How long it takes tells nothing of any token: what is looked up is a hash of what was shown, and it is compared
+        Its duration reveals nothing of any token: a hash of the presented one is looked up, and compared
         in constant time.
         """
         digest = hashlib.sha256(token.encode()).digest()
@@ -80,7 +80,7 @@ class Callers:
 
 
 def read_callers(text: str) -> Callers:
-    """Read what a callers file says.
+    """Read the text of a callers file.
 
     Raises:
         ValueError: with one line for each fault, all faults at once; a value that may be a token is not repeated.

@@ -38,7 +38,7 @@ class TokenBucket:
         self._level -= events
 
     def debt(self) -> float:
-        """Seconds until what was overdrawn is filled; 0 where nothing was."""
+        """Return the seconds until an overdraft is refilled; 0 if there is none."""
         self._fill()
         return max(0.0, -self._level / self.per_second)
 

@@ -124,7 +124,7 @@ class ConcurrencyLimit:
             self._judge(group, now)
 
     def restart(self, now: float, *, is_false_alarm: bool) -> None:
-        """Begin again after nothing was sent for a while: with half of what it was where that was a false alarm."""
+        """Begin again after a pause: with half of the earlier limit after a false alarm, with 1 otherwise."""
         half = max(1.0, self._limit / 2)
         if not is_false_alarm:
             self._slow_start_until = half

@@ -177,7 +177,7 @@ class Flow:
 
     @property
     def target(self) -> int:
-        """The limit without what holds it back for a moment."""
+        """The limit, regardless of temporary holds."""
         return {State.PAUSED: 0, State.PROBING: 1, State.FLOWING: self._concurrency.value}[self.state]
 
     def is_getting_through(self, now: float) -> bool:
@@ -327,7 +327,7 @@ class Flow:
                 return Verdict.TERM if self._refusals == MAX_REFUSALS else Verdict.NAK
         if self._mode is State.PROBING:
             if self._mode_cause is Cause.OUTAGE and sent.at > self._probing_since:
-                self._resume(now)  # Pointillist is there, and reads what it is sent
+                self._resume(now)  # Pointillist is up, and reads the records
         else:
             self._outage.forget()
         return Verdict.TERM

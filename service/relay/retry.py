@@ -1,4 +1,4 @@
-"""What to do with an event after a POST: a pure decision from the answer and the number of attempts."""
+"""The decision on an event after a POST, from the answer and the number of attempts. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from enum import StrEnum
 from service.pointillist.answer import Answer, Failure
 
 FIRST_DELAY = 0.5  # seconds; the longest wait after the first attempt, doubled with every further one
-MOST_DOUBLINGS = 64  # far beyond any cap, and short of what a float can hold
+MOST_DOUBLINGS = 64  # far beyond any cap, and short of the range of a float
 
 TRANSIENT = frozenset({408, 409, 425, 429})
 """4xx answers that may pass by themselves; so does every 5xx but 501."""
@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What to do with one event.
+    """The decision on one event.
 
     Attributes:
         verdict: how to settle it.
@@ -54,10 +54,10 @@ _ACK = RetryDecision(Verdict.ACK, delay=0.0, slow_down=False, overload=False, re
 
 
 def decide(answer: Answer, attempts: int, *, max_delay: float, random: Callable[[], float]) -> RetryDecision:
-    """Decide what becomes of an event.
+    """Decide on an event.
 
     Args:
-        answer: what the POST came to.
+        answer: to the POST.
         attempts: attempts made so far, this one included; 1 or more.
         max_delay: seconds; the longest delay, and the most of a Retry-After that is honoured.
         random: gives numbers from 0 up to and not including 1, evenly, such as `random.random`.
@@ -93,7 +93,7 @@ def _is_overload(answer: Answer) -> bool:
 
 
 def _delay(attempts: int, retry_after: float | None, max_delay: float, random: Callable[[], float]) -> float:
-    """Back off: full jitter under a doubling cap, on top of what the server asks for, `max_delay` at most.
+    """Back off: full jitter under a doubling cap, on top of the delay that the server asks for, `max_delay` at most.
 
     The jitter goes on top of Retry-After, so that those who were told to wait as long do not all return at once.
     """

@@ -1,4 +1,4 @@
-"""What the server and its relay workers say to each other over a socket pair: frames of pickled tuples.
+"""The protocol of the server and its relay workers over a socket pair: frames of pickled tuples.
 
 A frame is four bytes of length, most significant first, and as many bytes of pickle. Both ends are one program that
 the same user started; nobody else can write to the pair.
@@ -16,7 +16,7 @@ LENGTH_BYTES = 4
 
 
 class SetUp(NamedTuple):
-    """The first frame to a worker: what it is to work with."""
+    """The first frame to a worker: its settings."""
 
     client: HttpClient
     url: str
@@ -38,7 +38,7 @@ Order: TypeAlias = (
 """A frame to a worker after the first: the text of a mapping file, an API token, or events to be sent with them."""
 
 Outcome: TypeAlias = tuple[int, int | Answer | None]
-"""What came of an event: its number; the status of a 2xx, any other answer, or None for a fault of ours.
+"""The outcome of an event: its number; the status of a 2xx, any other answer, or None for an error of this service.
 
 A frame to the server is a list of these; the first, once a worker is able to work, is an empty one.
 """

@@ -1,4 +1,4 @@
-"""The gate that every call passes: whose it is, whether it may call this method, and how often."""
+"""Authenticates callers by bearer token, authorizes the method, and applies the rate limit."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ SCHEME = "bearer"
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A caller that was let in."""
+    """An authenticated and authorized caller."""
 
     caller: str | None
-    """Its name; None where there is no gate and nobody is asked."""
+    """Its name; None without authentication."""
     bucket: TokenBucket | None
-    """Its rate; None where it has no limit."""
+    """Its rate limit; None if it has none."""
 
 
 class Authenticator:
-    """The gate of one server."""
+    """The authenticator of one server."""
 
     def __init__(self, callers: Callable[[], Callers], now: Callable[[], float], count: Callable[[str], None]) -> None:
-        """Make it.
+        """Create it.
 
         Args:
-            callers: gives the callers in force.
-            now: seconds, steady.
-            count: told the name of each caller that shows a right token.
+            callers: returns the callers in force.
+            now: returns steady seconds.
+            count: called with the name of each caller that presents a valid token.
         """
         self._callers = callers
         self._now = now
@@ -38,10 +38,10 @@ class Authenticator:
         self._buckets: dict[str, TokenBucket] = {}
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
-        """Tell whose call this is, by the token in its metadata.
+        """Return the caller, by the token in its metadata.
 
         Raises:
-            Fault: UNAUTHENTICATED.
+            StatusError: UNAUTHENTICATED.
         """
         shown = next((value for key, value in metadata or () if key == AUTHORIZATION), None)
         if shown is None:
@@ -54,14 +54,14 @@ class Authenticator:
         return caller
 
     def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None, path: str) -> Admission:
-        """Let a call in.
+        """Authenticate and authorize a call.
 
         Args:
-            metadata: what the caller sent with it.
+            metadata: of the call.
             path: the full path of its method.
 
         Raises:
-            Fault: UNAUTHENTICATED or PERMISSION_DENIED.
+            StatusError: UNAUTHENTICATED or PERMISSION_DENIED.
         """
         caller = self.identify(metadata)
         if path not in caller.methods:
@@ -69,7 +69,7 @@ class Authenticator:
         return Admission(caller.name, self._bucket(caller))
 
     def _bucket(self, caller: Caller) -> TokenBucket | None:
-        """The bucket of a caller; all its calls share it, and it is a new one where the file gave it another rate."""
+        """Return the bucket of a caller, which all its calls share; a new one if its rate has changed."""
         if caller.events_per_second is None:
             return None
         bucket = self._buckets.get(caller.name)

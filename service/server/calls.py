@@ -1,9 +1,9 @@
-"""Between our handlers and gRPC, the one place that every call passes.
+"""Wraps every RPC handler: admission, metrics, tracing, error mapping, access log.
 
-    count > trace > is there room? > who is it? > may it? > handler > status and details > count > access log
+    count > trace > admission > authentication > authorization > handler > status and details > count > access log
 
-A Fault becomes a status with its details, and anything unforeseen INTERNAL. It is a wrapper around each handler and
-not a grpc.aio interceptor, as that would cost a call several times as much and see less of it.
+A StatusError becomes a status with its details, and any unexpected error INTERNAL. It is a wrapper around each handler
+and not a grpc.aio interceptor, which would cost several times as much per call and see less of it.
 """
 
 import asyncio
@@ -35,17 +35,17 @@ from service.telemetry.tracing import CALL, CallSpan, Tracing
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 
-MAX_CALLS = 10_000  # that are answered at a time, over all connections
+MAX_CALLS = 10_000  # in progress at a time, over all connections
 MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
 MAX_STREAM_IDLE = 600.0  # seconds
 END_OF_STREAM: object = grpc.aio.EOF
-NOBODY = Admission(None, None)  # who calls where there is no gate
+NOBODY = Admission(None, None)  # the caller, without authentication
 
 log = structlog.get_logger()
 
 
 class Calls:
-    """The calls that are being answered, so that a server that stops can wait for their end and for nothing else."""
+    """The calls in progress, so that a server that stops can wait for their end."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Calls:
         access_log: AccessLog | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        """Make it.
+        """Create it.
 
         Args:
-            authenticator: whom to let in; without it, everybody.
-            metrics: where calls are counted.
-            access_log: where calls are logged.
-            tracing: makes a span of each call.
+            authenticator: admits callers; without it, everybody is admitted.
+            metrics: counts calls.
+            access_log: logs calls.
+            tracing: records a span per call.
         """
         self.authenticator = authenticator
         self.access_log = access_log
@@ -72,7 +72,7 @@ class Calls:
         self._idle.set()
 
     def method(self, method_type: MethodType, service: str, name: str) -> "_Method":
-        """A method that will be served."""
+        """Return the wrapper of a method that will be served."""
         return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
@@ -121,10 +121,10 @@ class _Call:
             CALL.set(self._span.traceparent)
 
     def admit(self) -> None:
-        """Let it in, or not.
+        """Authenticate and authorize the caller.
 
         Raises:
-            Fault: UNAUTHENTICATED or PERMISSION_DENIED.
+            StatusError: UNAUTHENTICATED or PERMISSION_DENIED.
         """
         if (authenticator := self._method.calls.authenticator) is not None:
             self.admission = authenticator.admit(self._context.invocation_metadata(), self._method.path)
@@ -133,7 +133,7 @@ class _Call:
         """Count it against its caller's rate.
 
         Raises:
-            Fault: RESOURCE_EXHAUSTED.
+            StatusError: RESOURCE_EXHAUSTED.
         """
         bucket = self.admission.bucket
         if bucket is not None and (retry_after := bucket.take()) > 0:
@@ -169,7 +169,7 @@ class _Call:
 
 
 class Stream:
-    """What the handler of a stream reads from and writes to. It counts, and keeps the caller to its rate."""
+    """Both directions of a stream, as its handler reads and writes them; counted, and limited to the caller's rate."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class Stream:
         The wait is before a message is read, so that cancelling it loses none, and is no time of idleness.
 
         Raises:
-            Fault: the stream has lived long enough, or nothing came for long.
+            StatusError: the stream has lived long enough, or nothing came for long.
         """
         if time.monotonic() > self._ends_at:
             raise stream_too_old(self._age_most)
@@ -242,7 +242,7 @@ def unary(
     """Wrap a handler of one request with one answer.
 
     Args:
-        calls: what it is one of.
+        calls: all calls of the server.
         service: the full name of its service.
         name: its own name there.
         handler: answers.
@@ -280,7 +280,7 @@ def stream(
     """Wrap a handler that reads and writes as it likes.
 
     Args:
-        calls: what it is one of.
+        calls: all calls of the server.
         service: the full name of its service.
         name: its own name there.
         handler: reads, and answers.

@@ -1,4 +1,4 @@
-"""DeadLetterService: what became of the events that were given up, and what an operator does about it."""
+"""DeadLetterService: lists, shows, replays and deletes the events that were given up."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MAX_PAGE_SIZE = 1000
 PAGE_TOKEN = re.compile("[0-9]{1,18}")  # an id, and small enough for SQLite
 MAX_PAGE_BYTES = (
     2 * 1024 * 1024
-)  # of dead letters in one page, so that the answer stays below what clients read by default
+)  # of dead letters in one page, so that the answer stays below the default limit of clients
 MAX_IDS = 10_000  # in one filter
 
 Choice: TypeAlias = dead_letter_service_pb2.ReplayRequest | dead_letter_service_pb2.DeleteRequest
@@ -127,7 +127,7 @@ def _filter(given: dead_letter_service_pb2.DeadLetterFilter) -> DeadLetterFilter
 
 
 def _id(id_: int) -> int:
-    """An id as SQLite can compare it; what is beyond its integers is no dead letter's id."""
+    """An id that SQLite can compare; one beyond its integers is no dead letter's."""
     return min(id_, 2**63 - 1)
 
 

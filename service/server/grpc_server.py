@@ -26,7 +26,7 @@ MIN_PING_INTERVAL = 5_000  # milliseconds; ordinary clients ping every 10 s or m
 KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find connections that died silently
 KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 # After this a caller is asked to connect anew, so that callers spread over replicas that were added; gRPC spreads it by
-# a tenth either way. What is under way goes on meanwhile: the grace is longer than the rest of a stream's life
+# a tenth either way. Calls in progress go on meanwhile: the grace is longer than the rest of a stream's life
 # (rpc.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
@@ -48,7 +48,7 @@ Server = grpc.aio.Server
 
 
 class _Reflection(ReflectionServicer):
-    """Reflection for callers that the gate knows."""
+    """Reflection for authenticated callers."""
 
     def __init__(self, names: Iterable[str], authenticator: Authenticator) -> None:
         super().__init__(names)
@@ -82,7 +82,7 @@ def make_server(
         names: the services' full names, for reflection.
         health: its health.
         reflect: whether clients may ask for the contract.
-        authenticator: whom to let ask; without it, everybody.
+        authenticator: admits callers; without it, everybody is admitted.
     """
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(tuple(handlers))
@@ -124,7 +124,7 @@ def listen(
 
 
 def exposure(settings: Settings) -> list[str]:
-    """What an operator should set before machines other than this one can reach the gRPC port; nothing on loopback."""
+    """Return advice on settings before other machines can reach the gRPC port; none on loopback."""
     if is_loopback(settings.grpc_listen.host):
         return []
     advice = []
@@ -136,7 +136,7 @@ def exposure(settings: Settings) -> list[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
+    """Return True if a host is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name

@@ -1,10 +1,10 @@
 """gRPC health: four names, each with a truth of its own.
 
     "" and EventService   SERVING while new events can be accepted
-    liveness              SERVING while the process works; once it does not, only a restart mends it
+    liveness              SERVING while the process works; once it does not, only a restart helps
     delivery              SERVING while the relay is getting through to Pointillist
 
-An outage at Pointillist alone never fails readiness: taking events in is what the outbox is for.
+An outage at Pointillist alone never fails readiness: the outbox exists to accept events meanwhile.
 
 A replica that only accepts knows no `delivery`, and one that only relays no EventService (a check of such a name is
 answered NOT_FOUND): it would be a guess, or never change. `""` of the latter is SERVING while it can reach the outbox.
@@ -20,7 +20,7 @@ from grpc_health.v1._async import HealthServicer
 
 from service.server.event_service import SERVICE_NAME
 
-INTERVAL = 0.2  # seconds between looks at what the names depend on
+INTERVAL = 0.2  # seconds between updates
 LIVENESS = "liveness"
 DELIVERY = "delivery"
 
@@ -39,15 +39,15 @@ class Health:
         accepts: bool = True,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make it; until `run`, it knows no name.
+        """Create it; it serves no name until `run`.
 
         Args:
-            why_dead: why the process has to be started anew, in words; None while it works.
-            why_not_ready: why the server cannot do its part, in words; None while it can. That is to accept events
-                or, where it accepts none, to reach the outbox.
-            is_getting_through: whether the relay is getting through to Pointillist; None where there is none.
-            accepts: whether it takes events in.
-            beat: called at each look, to show that they go on.
+            why_dead: returns the reason that the process must be restarted; None while it works.
+            why_not_ready: returns the reason that the server cannot do its part; None while it can. That is to accept
+                events or, in a role that accepts none, to reach the outbox.
+            is_getting_through: returns True while the relay gets through to Pointillist; None without a relay.
+            accepts: the server accepts events.
+            beat: called at each update, to show that they go on.
         """
         self._why_dead = why_dead
         self._why_not_ready = why_not_ready
@@ -63,14 +63,14 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def run(self) -> None:
-        """Keep the names true until cancelled."""
+        """Update all names until cancelled."""
         while True:
             await self.refresh()
             self._beat()
             await asyncio.sleep(INTERVAL)
 
     async def refresh(self) -> None:
-        """Make the names true now."""
+        """Update all names now."""
         why_dead = self._why_dead()
         await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
         why_not = "the server is shutting down" if self._draining else self._why_not_ready()
@@ -88,8 +88,8 @@ class Health:
         if self._shown.get(name) == serving:
             return
         if name and not serving:
-            tell = log.info if self._draining else log.warning  # that it ends is no cause for alarm
-            tell("health changed", name=name, serving=False, why=why)
+            report = log.info if self._draining else log.warning  # that it ends is no cause for alarm
+            report("health changed", name=name, serving=False, why=why)
         elif name and name in self._shown:
             log.info("health changed", name=name, serving=True)
         self._shown[name] = serving

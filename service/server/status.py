@@ -27,7 +27,7 @@ SHUTDOWN_RETRY_DELAY = 1.0  # seconds; by then a load balancer has found another
 
 
 def cut(text: str, most_bytes: int) -> str:
-    """The start of a text, in no more bytes of UTF-8 than that; an ellipsis ends what was longer."""
+    """Return the start of a text, in at most that many bytes of UTF-8; an ellipsis ends a longer one."""
     encoded = text[: most_bytes + 1].encode()
     if len(encoded) <= most_bytes:
         return text
@@ -75,14 +75,14 @@ class StatusError(Exception):  # it is not an error of this service but an answe
 
 
 def invalid(violations: list[Violation]) -> StatusError:
-    """INVALID_ARGUMENT for faults of the request's fields: as many at once as an answer has room for."""
+    """INVALID_ARGUMENT for violations of the request's fields: as many at once as fit into an answer."""
     bad_request = error_details_pb2.BadRequest()
-    for told, (field, description) in enumerate(violations):
+    for reported, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=field, description=cut(description, MAX_DESCRIPTION)
         )
         if bad_request.ByteSize() + violation.ByteSize() > MAX_BAD_REQUEST:
-            left = len(violations) - told
+            left = len(violations) - reported
             bad_request.field_violations.add(description=f"at least {left} more, left out to keep this answer short")
             break
         bad_request.field_violations.append(violation)
@@ -90,7 +90,7 @@ def invalid(violations: list[Violation]) -> StatusError:
     message = f"{field} {description}" if field else description
     if len(violations) > 1:
         many = f"{len(violations)}" if len(violations) <= MAX_VIOLATIONS else f"more than {MAX_VIOLATIONS}"
-        message = f"{many} faults; the first: {message}"
+        message = f"{many} violations; the first: {message}"
     return StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
 
 
@@ -161,13 +161,13 @@ def deadline_passed(message_id: str) -> StatusError:
 
 
 def unforeseen() -> StatusError:
-    """INTERNAL for a fault of ours; its traceback is in the log."""
-    return StatusError(code_pb2.INTERNAL, "UNFORESEEN", "an unforeseen error, which the server has logged")
+    """INTERNAL for an error of this service; its traceback is in the log."""
+    return StatusError(code_pb2.INTERNAL, "UNFORESEEN", "an unexpected error, which the server has logged")
 
 
 def stream_too_old(seconds: float) -> StatusError:
     """UNAVAILABLE for a stream that has lived long enough, so that callers spread over new replicas too."""
-    message = f"a stream ends after {seconds / 60:.0f} minutes; open a new one, and go on with what is unanswered"
+    message = f"a stream ends after {seconds / 60:.0f} minutes; open a new one, and send the unanswered batches again"
     return StatusError(code_pb2.UNAVAILABLE, "STREAM_TOO_OLD", message, retry_after=0.0)
 
 
@@ -178,8 +178,8 @@ def no_token() -> StatusError:
 
 
 def unknown_token() -> StatusError:
-    """UNAUTHENTICATED for a token that is nobody's; the message does not repeat it."""
-    message = "the token is nobody's: expected the metadata authorization with the value 'Bearer TOKEN'"
+    """UNAUTHENTICATED for an unknown token; the message does not repeat it."""
+    message = "unknown token: expected the metadata authorization with the value 'Bearer TOKEN'"
     return StatusError(code_pb2.UNAUTHENTICATED, "UNKNOWN_TOKEN", message)
 
 

@@ -50,7 +50,7 @@ class AccessLog:
             seconds: how long it took.
             peer: gives where it came from, as gRPC says it; asked only when there is a line.
             caller: who showed a token; None where nobody did.
-            more: what else the line shall say.
+            more: further fields of the line.
         """
         is_ok = code == "OK"
         allowance = self._allowances.setdefault((path, is_ok), _Allowance())
@@ -71,7 +71,7 @@ class AccessLog:
 def host(peer: str) -> str:
     """The address in a peer as gRPC writes it, without the port: a port is new with each connection.
 
-    `ipv4:127.0.0.1:4711` and `ipv6:%5B::1%5D:4711` are such; what is neither, as a Unix socket, stays as it is.
+    `ipv4:127.0.0.1:4711` and `ipv6:%5B::1%5D:4711` are such; any other, as a Unix socket, stays as it is.
     """
     kind, _, rest = peer.partition(":")
     if kind not in {"ipv4", "ipv6"}:

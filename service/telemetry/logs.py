@@ -62,14 +62,14 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
 
 
 def set_log_level(level: str) -> None:
-    """Leave out what is less serious than `level` from now on; libraries stay at `warning` and above."""
+    """Drop lines below `level` from now on; libraries stay at `warning` and above."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
     logging.getLogger().setLevel(max(threshold, logging.WARNING))
 
 
 def _render_json(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:
-    """Write one line of JSON, also where orjson alone would refuse: a log line should not be what fails."""
+    """Write one line of JSON, also where orjson alone would refuse: a log line must never fail."""
     try:
         return orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # a lone surrogate, an integer beyond 64 bits

@@ -26,7 +26,7 @@ ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_EN
 EXPORTER: Final = "OTEL_TRACES_EXPORTER"
 DISABLED: Final = "OTEL_SDK_DISABLED"
 SERVICE_NAME: Final = "pointillist-destination"
-METHOD: Final = "POST"  # what a span of a POST is called, too: the address says no more than the service's name does
+METHOD: Final = "POST"  # of a POST's span, too: the address says no more than the service's name
 # Codes that are our fault; OpenTelemetry's conventions mark a server's span as failed for these and no others.
 SERVER_FAULTS: Final = frozenset({"DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
 
@@ -47,7 +47,7 @@ class CallSpan(Protocol):
 
 
 class Tracing(Protocol):
-    """What makes spans."""
+    """Records spans."""
 
     def call(self, path: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> CallSpan:
         """Begin the span of a call, under the one that its metadata names as `traceparent`."""
@@ -58,13 +58,13 @@ class Tracing(Protocol):
         Args:
             traceparent: of that call.
             number: which of the event's POSTs it was, from 1.
-            answer: what it came to.
+            answer: to the POST.
             started_at: seconds since the epoch.
             ended_at: seconds since the epoch.
         """
 
     def close(self) -> None:
-        """Export what is left."""
+        """Export the remaining spans."""
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
@@ -76,7 +76,7 @@ def is_wanted(environ: Mapping[str, str]) -> bool:
 
 
 def start_tracing(environ: Mapping[str, str], api_url: str) -> Tracing | None:
-    """Start what the environment asks for; None where it asks for nothing, or where a package is missing.
+    """Start tracing as the environment asks for it; None if it asks for none, or a package is missing.
 
     Args:
         environ: has OpenTelemetry's own variables.
@@ -110,7 +110,7 @@ def start_tracing(environ: Mapping[str, str], api_url: str) -> Tracing | None:
 
 
 def address_of(api_url: str) -> dict[str, str | int]:
-    """A URL as OpenTelemetry's conventions for HTTP clients name its parts, without what may be secret in it."""
+    """A URL as OpenTelemetry's conventions for HTTP clients name its parts, without its secrets."""
     parts = urlsplit(api_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
@@ -126,7 +126,7 @@ class _OpenTelemetry:
         Args:
             calls: the tracer of calls.
             attempts: the tracer of POSTs.
-            shutdown: exports what is left.
+            shutdown: exports the remaining spans.
             address: attributes of every POST.
         """
         from opentelemetry import trace  # noqa: PLC0415
@@ -182,7 +182,7 @@ class _OpenTelemetry:
         span.end(_nanoseconds(ended_at))
 
     def close(self) -> None:
-        """Export what is left, for a few seconds at most."""
+        """Export the remaining spans, for a few seconds at most."""
         self._shutdown()
 
 
@@ -211,7 +211,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def error_type(answer: Answer) -> str | None:
-    """What OpenTelemetry's `error.type` says of an answer; None for one that took the event. A redirect did not."""
+    """Return OpenTelemetry's `error.type` of an answer; None for a delivered event. A redirect is an error."""
     if answer.status is None:
         return str(answer.failure)
     return None if 200 <= answer.status <= 299 else str(answer.status)

@@ -175,7 +175,7 @@ class Connection:
             reconnect_time_wait=RECONNECT_PAUSE,  # type: ignore[arg-type]  # passed to sleep; a float is fine
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL,
-            pending_size=0,  # otherwise the client itself waits, without a limit, until NATS has read what was sent
+            pending_size=0,  # otherwise the client itself waits, without a limit, until NATS has read everything
         )
 
     # -- sending

@@ -95,8 +95,8 @@ def test_the_status_of_any_faults_is_small_enough_for_a_header(violations: list[
 def test_a_message_tells_how_many_faults_there_are_and_the_first() -> None:
     one, other = Violation("track.event", "is empty"), Violation("track.user_id", "is empty")
     assert status.invalid([one]).status.message == "track.event is empty"
-    assert status.invalid([one, other]).status.message == "2 faults; the first: track.event is empty"
-    assert status.invalid([one] * 21).status.message.startswith("more than 20 faults; the first: ")
+    assert status.invalid([one, other]).status.message == "2 violations; the first: track.event is empty"
+    assert status.invalid([one] * 21).status.message.startswith("more than 20 violations; the first: ")
 
 
 @pytest.mark.parametrize("count", [20, 70, 1000])
@@ -109,7 +109,7 @@ async def test_many_faults_with_long_paths_reach_an_ordinary_client(shared: Serv
     bad_request = error_details_pb2.BadRequest()
     assert refused.detail(bad_request) is not None
     assert bad_request.field_violations[0].field.startswith(f"track.properties.{key[:150]}")
-    assert "20 faults" in refused.status.message
+    assert "20 violations" in refused.status.message
 
 
 @shares_its_server
