@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SERVICE = Path(__file__).parents[2] / "service"
+from tests.support.paths import PROJECT
+
+SERVICE = PROJECT / "service"
 
 _QUESTION = re.compile(r"(What|How|Whether|Where|Why|Who)\b")
 _WHAT = re.compile(r"\bwhat\b", re.IGNORECASE)

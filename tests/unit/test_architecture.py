@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.support.paths import PROJECT
+
 SERVICE = PROJECT / "service"
 ARCHITECTURE = PROJECT / "docs" / "architecture.md"
 LINES_TOLERANCE = 0.2  # of the lines that the page states
