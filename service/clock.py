@@ -1,4 +1,4 @@
-"""Time, as a parameter: what reads a clock or waits is handed one of these."""
+"""Time, as a parameter of every part that reads a clock or waits."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ class Clock(Protocol):
     """A clock; one is the system's, another the tests move by hand."""
 
     def wall(self) -> float:
-        """Seconds since the epoch by the system's clock, which may jump; for what people read."""
+        """Seconds since the epoch by the system's clock, which may jump; for times that people read."""
 
     def steady(self) -> float:
         """Seconds since the epoch, read once at start and never jumping after; for ages and due times."""

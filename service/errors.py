@@ -10,7 +10,7 @@
     ├── SegmentJsonError        a line of Segment JSON cannot be taken
     ├── EventRejectedError      an event breaks a rule, or does not parse
     └── OutboxError
-        ├── OutboxUnusableError the outbox cannot be opened, and what to do about it          (exit code 2)
+        ├── OutboxUnusableError the outbox cannot be opened; the message advises              (exit code 2)
         └── OutboxUnavailableError      nothing is stored now; trying again later makes sense
             ├── OutboxFullError         a bound of the outbox, of its disk or of a stream is reached
             ├── OutboxClosedError       the outbox was closed, because the server shuts down
@@ -27,7 +27,7 @@ EXTRAS = {"nats": {"nats", "nkeys"}, "sandbox": {"aiohttp"}}  # modules of each 
 
 
 class PointillistDestinationError(Exception):
-    """Something went wrong that this service foresaw; the message says what, where, and what would be right."""
+    """An expected error; the message says where it is, and names a valid form or a remedy."""
 
 
 class SettingsError(PointillistDestinationError):
@@ -67,7 +67,7 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 class MappingFileError(PointillistDestinationError):
-    """A mapping file cannot be used; the message names the file, the row and what was expected."""
+    """A mapping file cannot be used; the message names the file, the row and the expected form."""
 
 
 class SegmentJsonError(PointillistDestinationError):
@@ -75,7 +75,7 @@ class SegmentJsonError(PointillistDestinationError):
 
     Args:
         path: where, in Segment's own names, such as `context.device.version`; "" for the whole message.
-        reason: what is wrong and what would be right.
+        reason: the error, and a valid form.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -99,7 +99,7 @@ class EventRejectedError(PointillistDestinationError):
 
 
 class OutboxError(PointillistDestinationError):
-    """The outbox cannot do what was asked."""
+    """An error of the outbox."""
 
 
 class OutboxUnusableError(OutboxError):

@@ -1,6 +1,6 @@
 """Any text as a header's value: `%` and every byte of its UTF-8 outside 0x21 to 0x7E become %XX.
 
-It is what `Idempotency-Key` and `Nats-Msg-Id` carry, so that both systems know an event by the same name.
+`Idempotency-Key` and `Nats-Msg-Id` carry it, so that both systems know an event by the same name.
 """
 
 from typing import Final
@@ -17,5 +17,5 @@ def encode(text: str) -> str:
 
 
 def decode(value: str) -> str:
-    """Read what `encode` wrote."""
+    """Decode a text that `encode` wrote."""
     return unquote(value) if "%" in value else value

@@ -44,7 +44,7 @@ def is_from_server(error: grpc.Call | grpc.aio.AioRpcError) -> bool:
 
 
 def no_server(target: Target) -> str:
-    """Say that a server cannot be reached, and what may be done about it."""
+    """Return the error for a server that cannot be reached, with a remedy."""
     if target.certificates is None:
         return (
             f"{target.address}: no server can be reached there in plain text; start one with"

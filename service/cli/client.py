@@ -13,7 +13,7 @@ from service.errors import SettingsError, UnreadableFileError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a server listens, and how to call it."""
+    """The address of a server, and the credentials to call it."""
 
     address: str
     """HOST:PORT."""
@@ -27,7 +27,7 @@ class Target:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with each call."""
+        """The metadata of each call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
 

@@ -67,7 +67,7 @@ def output() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # What is still buffered must not fail again when Python exits.
+        # Buffered output must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
@@ -86,7 +86,7 @@ def end_at_once() -> NoReturn:
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run a command and exit; what it foresaw becomes lines on standard error, without a traceback.
+    """Run a command and exit; an expected error becomes lines on standard error, without a traceback.
 
     Raises:
         SystemExit: always.

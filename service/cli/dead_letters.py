@@ -1,4 +1,4 @@
-"""`dead-letters`: what an operator does about events that were given up, on a running server."""
+"""`dead-letters`: lists, shows, replays and deletes the events that were given up, on a running server."""
 
 import re
 import sys
@@ -32,17 +32,17 @@ NOTHING = "nothing is chosen: name ids, --reason, --event-type, --user-id, --sin
 commands = typer.Typer(help="List, show, replay and delete dead letters on a running server.", no_args_is_help=True)
 
 _Target = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="The server; POINTILLIST_GRPC_LISTEN by default.")
+    str | None, typer.Option(metavar="HOST:PORT", help="Server address; default: POINTILLIST_GRPC_LISTEN.")
 ]
-_CaFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Authorities to trust: the server has TLS.")]
-_TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the caller's token.")]
-_Reason = Annotated[str | None, typer.Option(metavar="R", help='The status, such as 400, or "max_age".')]
+_CaFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS, and trust these certificate authorities.")]
+_TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File with the caller's token.")]
+_Reason = Annotated[str | None, typer.Option(metavar="R", help='Reason: a status such as 400, or "max_age".')]
 _EventType = Annotated[str | None, typer.Option(metavar="NAME", help="A track's event name, or identify.")]
 _UserId = Annotated[str | None, typer.Option(metavar="ID", help="userId or anonymousId.")]
-_Since = Annotated[str | None, typer.Option(metavar="TIME", help="Last tried at or after it; RFC 3339.")]
-_Until = Annotated[str | None, typer.Option(metavar="TIME", help="Last tried before it; RFC 3339.")]
+_Since = Annotated[str | None, typer.Option(metavar="TIME", help="Last attempt at or after this time; RFC 3339.")]
+_Until = Annotated[str | None, typer.Option(metavar="TIME", help="Last attempt before this time; RFC 3339.")]
 _Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", min=1)]
-_All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+_All = Annotated[bool, typer.Option("--all", help="Select every dead letter.")]
 
 
 @commands.command("list")
@@ -56,7 +56,7 @@ def list_(  # noqa: PLR0917  typer takes options by name
     ca_file: _CaFile = None,
     token_file: _TokenFile = None,
 ) -> None:
-    """List dead letters, the oldest first: id, when it was last tried, reason, attempts, type, message id, detail."""
+    """List dead letters, oldest first: id, last attempt, reason, attempts, type, message id, detail."""
     which = _filter(None, reason, event_type, user_id, since, until)
     with _service(find_target(target, ca_file, token_file)) as call, output():
         request = dead_letter_service_pb2.ListRequest(filter=which, page_size=PAGE_SIZE)
@@ -81,13 +81,13 @@ def show(
     ca_file: _CaFile = None,
     token_file: _TokenFile = None,
 ) -> None:
-    """Show dead letters whole, as JSON: each with its event and the record that the mapping in force makes of it."""
+    """Show dead letters in full, as JSON, each with its event and the record that the current mapping produces."""
     with _service(find_target(target, ca_file, token_file)) as call:
         for id_ in ids:
             request = dead_letter_service_pb2.GetRequest(id=id_)
             answer = call("Get", request)
             shown = json_format.MessageToDict(answer)
-            # A record has its labels and numbers always, as on the wire; an event only what its sender gave.
+            # A record has its labels and numbers always, as on the wire; an event only the fields that its sender set.
             shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
             show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
 
@@ -105,7 +105,7 @@ def replay(  # noqa: PLR0917  typer takes options by name
     ca_file: _CaFile = None,
     token_file: _TokenFile = None,
 ) -> None:
-    """Put dead letters back into the queue; they keep their message ids, and are mapped anew.
+    """Put dead letters back into the queue; they keep their message ids, and are mapped again.
 
     The exit code is 1 where there was none to replay.
     """
@@ -146,7 +146,7 @@ def _end(count: int, done: str) -> None:
         raise typer.Exit(NOT_EVERYTHING)
 
 
-def _filter(  # noqa: PLR0917  it takes what the commands take
+def _filter(  # noqa: PLR0917  it takes the options of the commands
     ids: list[int] | None,
     reason: str | None,
     event_type: str | None,

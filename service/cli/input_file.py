@@ -1,4 +1,4 @@
-"""A file of Segment JSON lines, read lazily: what became of each message, and where in the file it stands."""
+"""A file of Segment JSON lines, read lazily: each message, its place in the file, and the importer's result."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ LONGEST_LINE = 16 * 1024 * 1024  # bytes; a batch body of Segment's API has 500 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where in the file a message stands, and its line itself."""
+    """The place of a message in the file, and its line."""
 
     line: int
     """The number of its line, counted from one."""
@@ -35,25 +35,25 @@ class Source:
 
     @property
     def place(self) -> str:
-        """Where it stands, such as `line 12` or `line 16, batch[1]`."""
+        """Its place, such as `line 12` or `line 16, batch[1]`."""
         return f"line {self.line}" if self.item is None else f"line {self.line}, batch[{self.item}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the file, and what the importer made of it."""
+    """One message of the file, and the importer's result."""
 
     source: Source
     result: Result
 
     @property
     def place(self) -> str:
-        """Where it stands, such as `line 12` or `line 16, batch[1]`."""
+        """Its place, such as `line 12` or `line 16, batch[1]`."""
         return self.source.place
 
 
 class SegmentFile:
-    """Gives the messages of a file one after the other, and counts what cannot be sent; a context manager.
+    """Yields the messages of a file, and counts those that cannot be sent; a context manager.
 
     It holds one line at a time. `skipped` counts messages by type, `ignored` names the top-level keys without a place
     in the contract, in the order in which they were first seen; `lines` is how many were read and `unreadable` how many
@@ -121,7 +121,7 @@ class SegmentFile:
 
     @property
     def ignored_line(self) -> str | None:
-        """What to tell at the end about keys without a place; None where there were none."""
+        """Return the closing remark about keys without a place; None if there were none."""
         names = ", ".join(on_one_line(name) for name in self.ignored)
         return f"ignored: {names} (no place for them in the contract)" if names else None
 

@@ -1,6 +1,6 @@
 """The commands. Each does no more than read its options and hand them on.
 
-What a command needs is imported when it runs, so that `--help` and a mistyped option answer at once.
+The modules of a command are imported when it runs, so that `--help` and a mistyped option answer at once.
 """
 
 # ruff: noqa: PLC0415  see above
@@ -60,7 +60,7 @@ def _say_version(asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Say the version.", is_eager=True, callback=_say_version),
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_say_version),
     ] = False,
 ) -> None:
     """Options that go before every command."""
@@ -69,10 +69,10 @@ def _options(
 @commands.command()
 def serve(
     role: Annotated[
-        Role, typer.Option(help="Take events in, relay them, or both; one alone needs an outbox on NATS.")
+        Role, typer.Option(help="Accept events, relay them, or both; accept and relay need an outbox on NATS.")
     ] = Role.ALL,
 ) -> None:
-    """Take events in and forward them, until SIGTERM or SIGINT.
+    """Accept events and forward them, until SIGTERM or SIGINT.
 
     Settings are environment variables that begin with POINTILLIST_, or a TOML file that POINTILLIST_CONFIG_FILE names.
     """
@@ -88,8 +88,10 @@ def serve(
 
 @commands.command()
 def sandbox(  # noqa: PLR0917  typer takes options by name
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0 is any free one.")] = "127.0.0.1:8080",
-    api_token: Annotated[str | None, typer.Option(metavar="T", help="The token to insist on.")] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Listen address; port 0 is any free one.")
+    ] = "127.0.0.1:8080",
+    api_token: Annotated[str | None, typer.Option(metavar="T", help="Require this API token.")] = None,
     answers: Annotated[
         str | None, typer.Option(metavar="JSON", help='Answers by weight, such as \'{"200": 0.7, "503": 0.3}\'.')
     ] = None,
@@ -97,12 +99,12 @@ def sandbox(  # noqa: PLR0917  typer takes options by name
         list[str] | None,
         typer.Option(metavar="ANSWER=SHARE", help="One answer and its share, such as 503=0.2; the rest is 200."),
     ] = None,
-    delay: Annotated[str, typer.Option(metavar="DURATION", help="Wait before each answer, such as 50ms.")] = "0s",
+    delay: Annotated[str, typer.Option(metavar="DURATION", help="Delay of each answer, such as 50ms.")] = "0s",
     retry_after: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Say Retry-After with each error, such as 5s.")
+        str | None, typer.Option(metavar="DURATION", help="Send Retry-After with each error, such as 5s.")
     ] = None,
 ) -> None:
-    """Stand in for Pointillist on this machine; prints each record that it takes as a line of JSON.
+    """Run a stand-in for Pointillist on this machine; prints each record that it accepts as a line of JSON.
 
     An answer is a status from 200 to 599, or drop, hang or truncate.
     """
@@ -118,15 +120,17 @@ def map_(
     file: _File,
     mapping: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A mapping file, instead of POINTILLIST_MAPPING_FILE or the built-in one."),
+        typer.Option(
+            metavar="FILE", help="Mapping file to use instead of POINTILLIST_MAPPING_FILE or the built-in one."
+        ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say for each part of a record where it comes from, and what is not used.")
+        bool, typer.Option("--explain", help="Show the origin of each part of a record, and the unused values.")
     ] = False,
 ) -> None:
-    """Show the records that Pointillist would be sent for a file; nothing is sent.
+    """Show the records that a file maps to; nothing is sent.
 
-    The exit code is 1 where a message was refused.
+    The exit code is 1 if a message was refused.
     """
     from service.cli.input_file import SegmentFile
     from service.cli.map import write_records
@@ -143,23 +147,24 @@ def send(  # noqa: PLR0917  typer takes options by name
     file: _File,
     target: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="The server; POINTILLIST_GRPC_LISTEN, or 127.0.0.1:50051, by default."),
+        typer.Option(metavar="HOST:PORT", help="Server address; default: POINTILLIST_GRPC_LISTEN, or 127.0.0.1:50051."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=2500, help="Events in one request, at most.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, max=2500, help="Maximum number of events per request.")] = 100,
     ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Authorities to trust: the server has TLS.")
+        Path | None, typer.Option(metavar="FILE", help="Use TLS, and trust these certificate authorities.")
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the caller's token.")] = None,
+    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the caller's token.")] = None,
     refused: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Gets what is refused, a JSON object a line: line, reasons, text. New, or empty."
+            metavar="FILE",
+            help="Write rejected messages here as JSON lines (line, reasons, text); the file must be new or empty.",
         ),
     ] = None,
 ) -> None:
     """Send a file to a server over gRPC.
 
-    It may be stopped and run again: what was accepted before is a duplicate then, and not sent twice. The exit code is
+    It may be stopped and run again: accepted events are duplicates then, and not sent twice. The exit code is
     1 where a message was refused or rejected.
     """
     from service.cli.client import find_target
@@ -178,21 +183,19 @@ def send(  # noqa: PLR0917  typer takes options by name
 def doctor(
     probe: Annotated[
         bool,
-        typer.Option(
-            "--probe", help="Also ask Pointillist whether it takes the token, with a record that is no event."
-        ),
+        typer.Option("--probe", help="Also check that Pointillist accepts the token, with a record that is no event."),
     ] = False,
 ) -> None:
-    """Look for what is wrong with this set-up, and say what to do about it.
+    """Check this set-up, and advise on its errors.
 
-    The exit code is 1 where something is wrong. It changes nothing, and may run beside a server.
+    The exit code is 1 if it found an error. It changes nothing, and may run beside a server.
     """
     from service.cli.doctor.examine import Grade, examine
     from service.cli.doctor.pointillist import ask
     from service.config.settings import load_settings
     from service.telemetry.logs import set_log_level
 
-    set_log_level("error")  # what it runs into is among its findings
+    set_log_level("error")  # its own errors are among its findings
     settings = load_settings(os.environ)
     is_wrong = False
     for finding in examine(settings, (lambda: ask(settings)) if probe else None):
@@ -204,13 +207,13 @@ def doctor(
         raise typer.Exit(NOT_EVERYTHING)
 
 
-_mapping_commands = typer.Typer(help="Show the mapping in force, or check one.", no_args_is_help=True)
+_mapping_commands = typer.Typer(help="Show the current mapping, or check a mapping file.", no_args_is_help=True)
 commands.add_typer(_mapping_commands, name="mapping")
 
 
 @_mapping_commands.command("show")
 def show_mapping() -> None:
-    """Print the mapping that these settings put in force, as a mapping file."""
+    """Print the current mapping, as a mapping file."""
     from service.mapping.mapping_file import load_mapping
 
     show(load_mapping(_mapping_file(None)).describe())
@@ -218,7 +221,7 @@ def show_mapping() -> None:
 
 @_mapping_commands.command("check")
 def check_mapping(file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Say whether a mapping file can be used; the exit code is 2 where it cannot."""
+    """Check a mapping file; the exit code is 2 if it cannot be used."""
     import tomllib
 
     from service.mapping.mapping_file import load_mapping

@@ -1,4 +1,4 @@
-"""Writing the records that a file of Segment messages maps to: what the command `map` does."""
+"""`map`: writes the records that a file of Segment messages maps to."""
 
 import time
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from service.mapping.mapping import Mapping
 
 
 def write_records(messages: SegmentFile, mapping: Mapping, out: BinaryIO, *, explain: bool = False) -> bool:
-    """Write one record a line, in the order of the messages; what has none is told on standard error.
+    """Write one record a line, in the order of the messages; messages without one are reported on standard error.
 
     Args:
         messages: the file.
         mapping: the mapping to apply; the time of acceptance is now.
         out: where the records go.
-        explain: write below each record where its parts come from, and what of the event is in none of them.
+        explain: write below each record the origins of its parts, and the unused values of the event.
 
     Returns:
         Whether no message was refused.

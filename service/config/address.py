@@ -30,7 +30,7 @@ class Listen:
         """Read `HOST:PORT` or `[IPv6]:PORT`, the port from 0 to 65535.
 
         Raises:
-            ValueError: with what was wrong and what would be right.
+            ValueError: the message quotes the text and names valid forms.
         """
         host, _, port = text.strip().rpartition(":")
         if host.startswith("[") and host.endswith("]"):
@@ -74,7 +74,7 @@ class NatsServers:
         """Read `nats://host:4222`, or `tls://`, with several hosts after commas and `user:password@` before them.
 
         Raises:
-            ValueError: with what would be right; the text is not repeated, as it may hold a password.
+            ValueError: the message names valid forms; the text is not repeated, as it may hold a password.
         """
         scheme, _, rest = text.partition("://")
         login, _, hosts = rest.removesuffix("/").rpartition("@")

@@ -1,8 +1,8 @@
-"""What the values of settings are: addresses, URLs, files, tokens, counts, durations and sizes.
+"""Types of setting values: addresses, URLs, files, tokens, counts, durations and sizes.
 
 Each kind is an annotated type that reads the text of an environment variable, checks it, and knows how a log shows it.
-Every fault is a `ValueError` that says what would be right; `service.config.settings` puts the setting's name before
-it. Values that may be secret are never repeated in a message.
+An unusable value is a `ValueError` that names valid forms; `service.config.settings` puts the setting's name before it.
+Values that may be secret are never repeated in a message.
 """
 
 import re
@@ -17,8 +17,8 @@ from service.config.address import NATS_SCHEMES, URL_CHARACTERS, Listen, NatsSer
 from service.config.token import legal_token, read_token, regular_file
 from service.config.units import format_duration, format_size, parse_duration, parse_size
 
-LARGEST_COUNT: Final = 2**63 - 1  # what SQLite can hold
-LONGEST_DURATION: Final = 36500 * 86400.0  # seconds; keeps every sum of times within what SQLite and datetime can hold
+LARGEST_COUNT: Final = 2**63 - 1  # the largest integer of SQLite
+LONGEST_DURATION: Final = 36500 * 86400.0  # seconds; keeps every sum of times within the ranges of SQLite and datetime
 
 _STREAM_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TRUE = frozenset({"true", "1", "yes", "on"})

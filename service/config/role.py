@@ -1,10 +1,10 @@
-"""What a replica does of the two things: taking events in, and relaying them."""
+"""The role of a replica: to accept events, to relay them, or both."""
 
 from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What `serve --role` says."""
+    """The value of `serve --role`."""
 
     ALL = "all"
     ACCEPT = "accept"
@@ -12,10 +12,10 @@ class Role(StrEnum):
 
     @property
     def accepts(self) -> bool:
-        """Whether it takes events in."""
+        """True if it accepts events."""
         return self is not Role.RELAY
 
     @property
     def relays(self) -> bool:
-        """Whether it sends events to Pointillist."""
+        """True if it delivers events to Pointillist."""
         return self is not Role.ACCEPT

@@ -1,4 +1,4 @@
-"""Every setting of the service: where it is read from, what it means, and why it exists.
+"""Every setting of the service: its source, its meaning and its reason.
 
 Settings come from environment variables (`POINTILLIST_` and the name in capitals) and from a TOML file that
 `POINTILLIST_CONFIG_FILE` names (the name in lower case, no prefix). The environment wins. An empty value of a setting
@@ -56,7 +56,7 @@ class Settings(BaseModel):
     """A file that holds the token. It is reread when it changes, so that a token can be renewed without a restart."""
 
     api_url: ApiUrl = "https://stream.pointillist.com/event"
-    """Where records are POSTed; an `http` or `https` URL. The sandbox has another one than Pointillist."""
+    """The address for records; an `http` or `https` URL. The sandbox has another one than Pointillist."""
 
     api_ca_file: ReadableFile | None = None
     """A PEM file of certificate authorities to trust besides the system's, for a proxy that inspects TLS."""
@@ -68,28 +68,28 @@ class Settings(BaseModel):
     """Which HTTP client sends records: `pyreqwest` is the fast one, `httpx2` the one that runs everywhere."""
 
     request_timeout: PositiveDuration = 10.0
-    """How long one POST may take, in seconds, before it counts as failed and is tried again."""
+    """Seconds after which a POST without an answer counts as failed, and is tried again."""
 
     max_concurrency: Annotated[int, whole(1, 10_000)] = 256
     """The most POSTs in flight at once. The relay finds the best number below it by itself."""
 
     max_age: PositiveDuration = 7 * 86400.0
-    """How long after it was accepted, or replayed, an event is retried, in seconds; then it becomes a dead letter."""
+    """Seconds after its acceptance, or replay, until which an event is retried; then it becomes a dead letter."""
 
     retry_max_delay: PositiveDuration = 300.0
     """The longest wait between two attempts to send one event, in seconds; it also caps `Retry-After`."""
 
     grpc_listen: Address = Listen("127.0.0.1", 50051)
-    """Where events are taken in. On loopback by default, as it is in plain text."""
+    """The address of the gRPC port. On loopback by default, as it is in plain text."""
 
     metrics_listen: Address | None = Listen("127.0.0.1", 9464)
-    """Where Prometheus reads `/metrics`; empty turns it off."""
+    """The address at which Prometheus reads `/metrics`; empty turns it off."""
 
     health_listen: Address | None = None
-    """Where health alone is served, for probes that cannot use the gRPC port; empty leaves it on the gRPC port."""
+    """The address of a port that serves only health, for probes that cannot use the gRPC port; empty: none."""
 
     reflection: Switch = True
-    """Whether the server describes its contract, so that `grpcurl` needs no proto files; with a callers file, to
+    """Serve gRPC reflection, so that `grpcurl` needs no proto files; with a callers file, to
     callers that it names."""
 
     tls_cert_file: ReadableFile | None = None
@@ -107,7 +107,7 @@ class Settings(BaseModel):
     again when it changes. Without it, whoever reaches the port may call."""
 
     outbox_url: OutboxUrl = Field(default="sqlite:///outbox.db", repr=False)
-    """Where accepted events are kept: `sqlite:///` and a path, so three slashes are relative and four absolute; or
+    """The store of accepted events: `sqlite:///` and a path, so three slashes are relative and four absolute; or
     `nats://` (`tls://`) and the hosts of a NATS system with JetStream, which several replicas share."""
 
     nats_credentials_file: ReadableFile | None = None
@@ -123,44 +123,44 @@ class Settings(BaseModel):
     """A PEM file with that certificate's private key."""
 
     nats_stream: StreamPrefix = "POINTILLIST"
-    """How the names of the streams begin, so that two set-ups can share a NATS system."""
+    """The prefix of the streams' names, so that two set-ups can share a NATS system."""
 
     nats_replicas: Annotated[int, whole(1, 5)] = 1
     """On how many servers of NATS each stream is kept; with 3, one of them may fail."""
 
     outbox_max_bytes: PositiveSize = 10 * 1024**3
-    """How large the outbox may grow, in bytes. Callers are then told to try again later; nothing is dropped."""
+    """The largest size of the outbox, in bytes. At it, callers are told to try again later; nothing is dropped."""
 
     outbox_max_events: Annotated[int, whole(1)] | None = None
-    """How many events the outbox may hold; without it only bytes count."""
+    """The largest number of pending events; without it only bytes count."""
 
     disk_free_floor: Size = 512 * 1024**2
-    """How much of the disk is always left free, in bytes; below it no new event is accepted."""
+    """Bytes of the disk that stay free; below that no new event is accepted."""
 
     duplicate_window: PositiveDuration = 86400.0
-    """How long a message id is remembered, in seconds, so that a second event with it is not sent."""
+    """Seconds for which a message id is remembered, so that a second event with it is not sent."""
 
     duplicate_ids: Annotated[int, whole(1)] = 10_000_000
-    """How many message ids are remembered at most; the oldest are forgotten first."""
+    """The largest number of remembered message ids; the oldest are forgotten first."""
 
     dead_letter_max_events: Annotated[int, whole(1)] = 1_000_000
-    """How many dead letters are kept. At this number the relay pauses rather than lose one."""
+    """The largest number of dead letters. At it the relay pauses rather than lose one."""
 
     relay_replicas: Annotated[int, whole(1, 1000)] = 1
-    """How many replicas relay from one outbox on NATS; each allows itself its share of `max_concurrency`."""
+    """The number of replicas that relay from one outbox on NATS; each allows itself its share of `max_concurrency`."""
 
     relay_workers: Annotated[int, whole(0, 64)] = 0
-    """How many processes map and send records besides the server, so that more cores are used; with 0 the server does
+    """The number of processes that map and send records besides the server, to use more cores; with 0 the server does
     so itself. They share `POINTILLIST_MAX_CONCURRENCY`."""
 
     mapping_file: ReadableFile | None = None
     """A TOML file that replaces the built-in mapping of events to records."""
 
     shutdown_delay: Duration = 0.0
-    """How long to go on serving after SIGTERM, in seconds, while load balancers learn that this server leaves."""
+    """Seconds for which the server goes on serving after SIGTERM, while load balancers learn that it leaves."""
 
     shutdown_grace: Duration = 15.0
-    """How long calls and POSTs in flight may take to end, in seconds, before they are cut off."""
+    """Seconds that calls and POSTs in flight have to end, before they are cut off."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least serious level that is logged."""
@@ -296,7 +296,7 @@ def _read_config_file(path: Path, values: dict[str, str], places: dict[str, str]
             nearest = _nearest(key.lower().removeprefix(PREFIX.lower()), Settings.model_fields)
             faults.append(f"{path}: {key!r}: there is no such setting; the nearest is {nearest}")
         elif isinstance(value, str | int | float):
-            # One reader for both sources: what is right in the environment is right here, and the other way round.
+            # One reader for both sources: a value is valid here if it is valid in the environment, and vice versa.
             values[key] = str(value).lower() if isinstance(value, bool) else str(value)
             places[key] = place
         else:

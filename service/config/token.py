@@ -76,7 +76,7 @@ def read_token(path: Path) -> str:
     """Read the token that is all a file holds, without the whitespace around it.
 
     Raises:
-        ValueError: when the file is not there, or what it holds is no token; the message never repeats it.
+        ValueError: the file is not there, or holds no token; the message never repeats it.
     """
     try:
         text = regular_file(path).read_bytes().decode("latin-1")  # any byte decodes; the check comes after

@@ -41,7 +41,7 @@ def parse_duration(text: str) -> float:
         Seconds, zero or more.
 
     Raises:
-        ValueError: with what was wrong and what would be right.
+        ValueError: the message quotes the text and names valid forms.
     """
     stripped = text.strip()
     if _BARE_ZERO.fullmatch(stripped):
@@ -81,7 +81,7 @@ def parse_size(text: str) -> int:
         Bytes, zero or more.
 
     Raises:
-        ValueError: with what was wrong and what would be right.
+        ValueError: the message quotes the text and names valid forms.
     """
     stripped = text.strip()
     match = _SIZE.fullmatch(stripped) if len(stripped) <= _LONGEST else None
@@ -111,5 +111,5 @@ def _plain(number: Decimal) -> str:
 
 
 def _shown(text: str) -> str:
-    """Quote what was given, shortened so that a message stays one line."""
+    """Quote the given text, shortened so that a message stays one line."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")

@@ -1,7 +1,7 @@
-"""Where a value of an event lies, in Segment's own names, wherever the contract keeps it.
+"""Paths to the values of an event, in Segment's own names, wherever the contract keeps them.
 
 A path is a tuple of names, such as `("context", "device", "advertisingId")`; as text its names are joined with dots.
-A message of the contract and its `extra` read together as one object, and what lies in `Context.extra` under the
+A message of the contract and its `extra` read together as one object, and the values in `Context.extra` under the
 name of a typed part (`{"os": {"arch": ...}}`) is part of that part.
 """
 
@@ -15,14 +15,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.mapping.value_text import Scalar, scalar_text, value_text
 
-EXTRA = "extra"  # the field of a message that holds what a source put there beyond the documented fields
+EXTRA = "extra"  # the field of a message for values beyond the documented fields
 
 Path: TypeAlias = tuple[str, ...]
 Node: TypeAlias = Message | Scalar
-"""What lies at a path: a message of the contract, a Struct, a Value, or a typed field's value."""
+"""A node at a path: a message of the contract, a Struct, a Value, or a typed field's value."""
 
 Finder: TypeAlias = Callable[[Message], list[tuple[Path, Node]]]
-"""Finds what lies at a path in a message: nothing, one node, or a typed node before those that extra adds to it."""
+"""Finds the nodes at a path in a message: none, one node, or a typed node before those that extra adds to it."""
 
 Leaf: TypeAlias = tuple[Path, str, bool]
 """A path, the value's text, and whether the value is a number."""
@@ -39,7 +39,7 @@ def top_level_values(message: Descriptor) -> frozenset[str]:
 
 
 def is_always_object(message: Descriptor, path: Path) -> bool:
-    """Whether the contract keeps an object at this path, whatever the event."""
+    """Return True if the contract keeps an object at this path, in any event."""
     field = _field(message, path[0])
     below = None if field is None else _object_type(field)
     if below is None:
@@ -54,7 +54,7 @@ def object_field(message: Descriptor, path: Path) -> FieldDescriptor | None:
 
 
 def finder(message: Descriptor, path: Path, base: Path = ()) -> Finder:
-    """What finds the nodes at `path` in messages of this type; `base` is the path of the message itself."""
+    """Return the finder of the nodes at `path` in messages of this type; `base` is the path of the message itself."""
     field = _field(message, path[0])
     typed = None if field is None else _typed_finder(field, path[1:], (*base, path[0]))
     if EXTRA not in message.fields_by_name:
@@ -98,14 +98,14 @@ def leaves(node: Node, path: Path = ()) -> Iterator[Leaf]:
 
 
 def is_object(node: Node) -> bool:
-    """Whether a node has keys of its own, rather than being one value."""
+    """Return True if a node has keys of its own, rather than being one value."""
     if isinstance(node, Value):
         return node.HasField("struct_value")
     return isinstance(node, Message) and not isinstance(node, Timestamp)
 
 
 def _typed_finder(field: FieldDescriptor, rest: Path, here: Path) -> Finder | None:
-    """What finds `rest` below a field of the contract, leaving out extra; None where nothing can lie there."""
+    """Return the finder of `rest` below a field of the contract, without extra; None if nothing can lie there."""
     name = field.name
     if rest:
         below = _object_type(field)
@@ -121,7 +121,7 @@ def _typed_finder(field: FieldDescriptor, rest: Path, here: Path) -> Finder | No
 
 
 def _in_struct(struct: Struct, path: Path, base: Path) -> tuple[Path, Node] | None:
-    """What lies at a path in a Struct: nested keys, or else a key that has the dots in it."""
+    """Return the value at a path in a Struct: nested keys, or else a key that has the dots in it."""
     fields = struct.fields
     for size in range(1, len(path) + 1):
         key = ".".join(path[:size])

@@ -1,4 +1,4 @@
-"""Where each part of a record comes from, and what of an event reaches no record."""
+"""The origin of each part of a record, and the values of an event that reach no record."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from service.mapping.rules import Row
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where one label, number or identifier comes from."""
+    """The origin of one label, number or identifier."""
 
     path: str
     """The path of the value in the event, in Segment's own names, such as `context.device.advertisingId`."""
@@ -22,7 +22,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where each part of one event's record comes from."""
+    """The origins of the parts of one event's record."""
 
     labels: dict[str, Origin]
     """By the label's name."""

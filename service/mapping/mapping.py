@@ -1,6 +1,6 @@
 """An event as the record that Pointillist is sent for it.
 
-The table of Segment's page about its Pointillist destination says what goes where; it stands in mapping.toml, and an
+The table of Segment's page about its Pointillist destination names the places; it is in mapping.toml, and an
 operator's own file can take its place. A mapping is total: it makes a record of every event that parses, whatever
 is in it. It is pure: the same event, accepted at the same moment, always gives the same bytes.
 """
@@ -81,7 +81,7 @@ class Mapping:
         return record
 
     def explain(self, event: event_pb2.Event, accepted_at: int) -> Explanation:
-        """Where each part of the record comes from, and what of the event is in no part of it.
+        """Return the origin of each part of the record, and the values of the event that are in no part of it.
 
         Args:
             event: the event.
@@ -96,7 +96,7 @@ class Mapping:
         return self._rules.as_toml()
 
     def _message_and_plan(self, event: event_pb2.Event) -> tuple[_Message, Plan]:
-        """The message in an event and what to do with it; an event with none is an identify that says nothing."""
+        """Return the message in an event and its plan; an event without one is an empty identify."""
         if event.HasField("track"):
             return event.track, self._track
         return event.identify, self._identify

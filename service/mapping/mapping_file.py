@@ -1,6 +1,6 @@
 """The mapping file: TOML text to rules that have been found to be right.
 
-Every fault says which file, which row and what was expected; the first one found ends the reading.
+Every error names the file, the row and the expected form; the first one ends the reading.
 """
 
 import tomllib
@@ -60,7 +60,7 @@ def compile_mapping(text: str, source: str) -> Mapping:
         source: the file's name, for messages.
 
     Raises:
-        MappingFileError: the text is not TOML, or what it says cannot be done.
+        MappingFileError: the text is not TOML, or it breaks a rule of mapping files.
     """
     try:
         table = tomllib.loads(text)
@@ -144,7 +144,7 @@ def _check_source(row: Row, message: Descriptor, where: str) -> None:
 
 
 def _check_target(row: Row, message: Descriptor, where: str) -> None:
-    """Refuse a `to` that is none, and what cannot go with an identifier."""
+    """Refuse an unknown `to`, and options that an identifier cannot have."""
     if row.actor is None:
         if row.to not in (LABELS, NUMBERS, LABELS_AND_NUMBERS):
             raise MappingFileError(f'{where}: to is "{row.to}"; expected {_TO}')
@@ -165,7 +165,7 @@ def _check_target(row: Row, message: Descriptor, where: str) -> None:
 
 
 def _check_options(row: Row, where: str) -> None:
-    """Refuse to rename one path twice, and to keep or rename what is dropped."""
+    """Refuse to rename one path twice, and to keep or rename a dropped path."""
     renamed = [path for path, _ in row.rename]
     twice = next((path for path in renamed if renamed.count(path) > 1), None)
     if twice is not None:
@@ -236,6 +236,6 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _kind(value: object) -> str:
-    """What TOML calls a value's type."""
+    """Return TOML's name of a value's type."""
     kinds = {str: "a string", bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
     return kinds.get(type(value), "a date or time")

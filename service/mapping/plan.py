@@ -38,7 +38,7 @@ class Entry:
     row: int
     """Which row takes it, counted from 1; 0 for the identifiers that every mapping has."""
     path: Path
-    """Where in the event it lies."""
+    """Its path in the event."""
     name: str
     """Its key; of an identifier the class and the name, joined with a dot."""
     text: str
@@ -85,11 +85,11 @@ class _ValueRow:
             self._pour = self._pour_whole
 
     def pour(self, holder: Message, labels: Texts, numbers: Texts) -> None:
-        """Put what the row takes of an event into labels and numbers; raises _ClashError where a key is taken."""
+        """Put the row's values of an event into labels and numbers; raises _ClashError where a key is taken."""
         self._pour(holder, labels, numbers if self.has_numbers else labels)
 
     def entries(self, holder: Message) -> Iterator[tuple[Entry, bool]]:
-        """What the row takes of an event, each with whether it goes to numbers."""
+        """Yield the row's values of an event, and True for each that goes to numbers."""
         for path, node in self._find(holder):
             base = len(path) if is_object(node) else len(path) - 1
             for leaf, text, is_number in leaves(node, path):
@@ -125,7 +125,7 @@ class _ValueRow:
 
 
 class Plan:
-    """What a mapping does with events of one type; immutable once made."""
+    """The plan of a mapping for events of one type; immutable."""
 
     def __init__(self, message: Descriptor, rows: Iterable[Row], actor_class: str) -> None:
         self._value_rows: list[_ValueRow] = []
@@ -209,7 +209,7 @@ def _without_clashes(entries: list[Entry]) -> dict[str, Entry]:
 
 
 def _namer(row: Row) -> Callable[[Path], str | None]:
-    """What gives a value the key that the row wants for it, by its path relative to the row's; None to leave it out."""
+    """Return the function from a value's path, relative to the row's, to its key; None leaves it out."""
     prefix = row.prefix
     if row.is_plain:
         return lambda path: prefix + "_".join(path)
@@ -219,7 +219,7 @@ def _namer(row: Row) -> Callable[[Path], str | None]:
         ancestors = [".".join(path[:size]) for size in range(1, len(path) + 1)]  # the path itself is the last
         if not drop.isdisjoint(ancestors) or (keep and keep.isdisjoint(ancestors)):
             return None
-        for size in range(len(path), 0, -1):  # what says most about where the value lies, wins
+        for size in range(len(path), 0, -1):  # the most specific path wins
             renamed = rename.get(ancestors[size - 1])
             if renamed is not None:
                 return "_".join((renamed, *path[size:]))
@@ -245,8 +245,8 @@ def _put(texts: Texts, name: str, text: str) -> None:
 def _pour_struct(struct: Struct, prefix: str, labels: Texts, numbers: Texts) -> None:
     """Put the values of a Struct into labels and numbers.
 
-    Strings and numbers come first: they are what is common, and reading a field that is not the value's kind gives
-    the field's zero and costs half of what asking for the kind does.
+    Strings and numbers come first: they are common, and reading a field that is not the value's kind gives
+    the field's zero and costs half as much as asking for the kind.
     """
     fields = struct.fields
     for key in fields:

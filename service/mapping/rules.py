@@ -1,4 +1,4 @@
-"""The rules of a mapping as values: what a mapping file says, once it has been found to be right."""
+"""The rules of a mapping as values, from a valid mapping file."""
 
 from dataclasses import dataclass
 
@@ -12,24 +12,24 @@ LABELS_AND_NUMBERS = "labels_and_numbers"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a mapping: what of an event goes where."""
+    """One row of a mapping: values of an event and their place in the record."""
 
     source: str
     """The path in the event, in Segment's own names, such as `context.campaign`: the row's `from`."""
     to: str
     """`labels`, `numbers`, `labels_and_numbers` or `actors.<Class>.<Id>`.
 
-    `labels_and_numbers` and `numbers` are one rule: a number goes to numbers, and what is not a number to labels, so
+    `labels_and_numbers` and `numbers` are one rule: a number goes to numbers, and any other value to labels, so
     that nothing is lost.
     """
     prefix: str = ""
-    """What each key begins with."""
+    """The prefix of each key."""
     keep: tuple[str, ...] = ()
-    """The only paths to keep, with what lies below them; all where there is none."""
+    """The only paths to keep, with all below them; empty for all."""
     drop: tuple[str, ...] = ()
-    """The paths to leave out, with what lies below them; it wins over keep."""
+    """The paths to leave out, with all below them; it wins over keep."""
     rename: tuple[tuple[str, str], ...] = ()
-    """Pairs of a path and the final name of what lies there, which gets no prefix."""
+    """Pairs of a path and the final name of its value, which gets no prefix."""
 
     @property
     def actor(self) -> tuple[str, str] | None:
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every key is kept, under its own name."""
+        """Return True if every key is kept, under its own name."""
         return not (self.keep or self.drop or self.rename)
 
 
@@ -51,13 +51,13 @@ class Rules:
     """A whole mapping: its settings, and its rows for each type of event, in their order."""
 
     event_source: str = "Segment"
-    """What every record's eventSource is."""
+    """The eventSource of every record."""
     actor_class: str = "Customer"
     """The class of the actor whose identifiers are userId and anonymousId."""
     time_format: str = "iso8601"
-    """How eventTime is written: `iso8601` or an strftime pattern."""
+    """The form of eventTime: `iso8601` or an strftime pattern."""
     numbers: str = "string"
-    """How numbers are written: `string` (decimal strings) or `json` (JSON numbers)."""
+    """The form of numbers: `string` (decimal strings) or `json` (JSON numbers)."""
     track: tuple[Row, ...] = ()
     """The rows for track events."""
     identify: tuple[Row, ...] = ()

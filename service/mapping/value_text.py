@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from service.mapping.event_time import iso8601, nanoseconds
 
 Scalar: TypeAlias = str | bool | float | Timestamp
-"""What a typed field of the contract holds, where it is not a message of its own."""
+"""The value of a typed field of the contract that is not a message of its own."""
 
 EXACT = 1e16  # below it the shortest decimal of a whole number has all its digits
 WITHOUT_EXPONENT = 1e-4  # from it up to EXACT orjson writes a number that is not whole without an exponent
@@ -67,8 +67,8 @@ def value_text(value: Value, kind: str | None) -> str | None:
 
 
 def _plain(value: Value) -> object:
-    """What orjson writes for a value inside an array."""
-    if string := value.string_value:  # reading what is not there gives "", and is cheaper than asking for the kind
+    """Return the value that orjson writes inside an array."""
+    if string := value.string_value:  # reading an absent field gives "", and is cheaper than asking for the kind
         return string
     if number := value.number_value:
         return _plain_number(number)
@@ -84,7 +84,7 @@ def _plain(value: Value) -> object:
 
 
 def _plain_number(number: float) -> object:
-    """What orjson writes as the text of a number; its own floats would have ".0" and exponents."""
+    """Return the text of a number; orjson's own floats would have ".0" and exponents."""
     if WITHOUT_EXPONENT <= abs(number) < EXACT:
         return int(number) if number.is_integer() else number
     text = number_text(number)

@@ -1,4 +1,4 @@
-"""What a POST to Pointillist came to: an answer with a status, or a failure before there was one."""
+"""The answer to a POST: a status, or a failure before there was one."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -6,11 +6,11 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 BODY_START = 1_000  # characters of an answer's body that are kept for a dead letter
-LONGEST_WAIT = 2.0**31  # seconds; what RFC 9111 lets a reader make of a number of seconds that is too large for it
+LONGEST_WAIT = 2.0**31  # seconds; RFC 9111 lets a reader use this for a number that is too large for it
 
 
 class Failure(StrEnum):
-    """Why there was no complete response header; every one of them may pass, so every one is tried again."""
+    """The reason that there was no complete response header; each may pass, so each is tried again."""
 
     REFUSED = "refused"
     """Nothing listens at the address."""
@@ -30,7 +30,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one POST came to; either `status` or `failure` is set, never both.
+    """The answer to one POST; either `status` or `failure` is set, never both.
 
     Attributes:
         status: the HTTP status of a complete response header.
@@ -76,7 +76,12 @@ def _http_date(text: str) -> datetime | None:
     """Read an HTTP date in any of its three forms; None where the text is none of them."""
     try:
         parsed = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):  # what the parser lets out, by version and by input
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        OverflowError,
+    ):  # errors that the parser lets through, by version and by input
         return None
     # Only the asctime form comes without a zone, and HTTP dates are always in UTC.
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Pointillist's streaming API: one record a POST, and what it answers.
+"""Pointillist's streaming API: one record per POST, and its answer.
 
 The wire, as far as it is publicly known: `POST https://stream.pointillist.com/event`, one JSON event a request, the
 token in the header `apiToken`. Codes and bodies of answers are not documented, so usual HTTP semantics are assumed.
@@ -8,7 +8,7 @@ token in the header `apiToken`. Codes and bodies of answers are not documented, 
     └── Httpx2Pointillist       httpx2_client.py
 
 Both speak HTTP/1.1, follow no redirect (a POST would become a GET, and the token would travel), keep no cookies,
-decode no body and try nothing twice: what an answer means is decided in one place, `retry.py`.
+decode no body and try nothing twice: the meaning of an answer is decided in one place, `retry.py`.
 """
 
 import ssl
@@ -30,7 +30,7 @@ class Pointillist(Protocol):
     """Somewhere to POST records to."""
 
     async def post(self, body: bytes, message_id: str) -> Answer:
-        """POST one record and say what came of it; raises nothing but CancelledError.
+        """POST one record and return the answer; raises nothing but CancelledError.
 
         A complete 2xx header is a success, whatever becomes of its body. A POST that is cancelled may still arrive: it
         is given up, not called back.
@@ -64,7 +64,7 @@ def connect(
         max_connections: how many idle connections are kept: as many as there are POSTs at a time, which the caller
             bounds. Nothing ever waits for a connection here.
         ca_file: certificates in PEM that are trusted besides the system's.
-        proxy: a proxy's address; None for what HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say.
+        proxy: a proxy's address; None to follow HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
 
     Raises:
         SettingsError: the address, the file or the proxy cannot be used.
@@ -94,7 +94,7 @@ def _is_address(address: str, schemes: tuple[str, ...]) -> bool:
     """Say whether an address can be connected to: one of the schemes, a host, a port that exists, and no blanks."""
     try:
         parts = urlsplit(address)
-        port = parts.port  # reading it is what checks it
+        port = parts.port  # reading it checks it
     except ValueError:
         return False
     return parts.scheme in schemes and bool(parts.hostname) and port != 0 and not any(map(str.isspace, address))

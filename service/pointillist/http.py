@@ -1,4 +1,4 @@
-"""What both HTTP clients share: what goes on the wire, and how an answer is read."""
+"""The part that both HTTP clients share: headers, time limits, and the reading of answers."""
 
 import asyncio
 import errno
@@ -13,7 +13,7 @@ from service.pointillist.answer import BODY_START, Answer, Failure
 BODY_TIME = 1.0  # seconds after the header that a body may take; then its connection is dropped
 DRAINED = 64 * 1024  # bytes of a 2xx body that are read, so that its connection can be used again
 KEPT = 4 * 1024  # bytes of another body that are read, for its start
-DETAIL = 200  # characters of what a library says of a failure
+DETAIL = 200  # characters of a library's message about a failure
 IDLE_TIME = 30.0  # seconds; shorter than the 60 after which load balancers close, so that none closes under a POST
 
 SUCCESS = tuple(Answer(status) for status in range(200, 300))
@@ -26,7 +26,7 @@ FAILURES = {
     errno.EPIPE: Failure.RESET,
     errno.ETIMEDOUT: Failure.TIMEOUT,
 }
-"""What the operating system's error numbers mean here."""
+"""Failures by the operating system's error numbers."""
 
 
 def _user_agent() -> str:
@@ -45,7 +45,7 @@ def idempotency_key(message_id: str) -> str:
 
 
 class Within:
-    """Cuts off what is awaited inside once its time is over, and swallows that; made by `Allowance`."""
+    """Cancels the awaited operation once its time is over, and swallows that; made by `Allowance`."""
 
     __slots__ = ("_cancelling", "_task", "due", "expired", "over")
 
@@ -62,7 +62,7 @@ class Within:
         return self
 
     def expire(self) -> None:
-        """Cut off what is awaited, unless it is over."""
+        """Cancel the awaited operation, unless it is over."""
         if not self.over:
             self.expired = True
             self._task.cancel()
@@ -113,7 +113,7 @@ def body_start(body: bytes, token: str) -> str:
 
 
 def failed(failure: Failure, detail: str, token: str) -> Answer:
-    """Make the answer of a failure; what the libraries say of it may quote what the server sent."""
+    """Return the answer of a failure; a library's message may quote the server's bytes."""
     return Answer(failure=failure, detail=_without(token, detail)[:DETAIL])
 
 

@@ -94,7 +94,7 @@ class Httpx2Pointillist:
         await self._transport.aclose()
 
     async def _read(self, response: httpx2.Response, most: int) -> bytes:
-        """Read a body, up to `most` bytes; what came before it broke or grew slow is given too."""
+        """Read a body, up to `most` bytes; the part before it broke or grew slow is returned too."""
         start = bytearray()
         try:
             with self._body_time.begin():
@@ -118,7 +118,7 @@ def _httpx2_failure(error: Exception, token: str) -> Answer:
     if any(isinstance(cause, (TimeoutError, httpx2.TimeoutException)) for cause in chain):
         return Answer(failure=Failure.TIMEOUT, detail="no complete header within the request timeout")
     if isinstance(error, httpx2.ProxyError) and str(error).startswith("407"):
-        return Answer(status=407)  # what the proxy answered; for an address without TLS it comes as a status
+        return Answer(status=407)  # the proxy's answer; for an address without TLS it comes as a status
     if any(isinstance(cause, socket.gaierror) for cause in chain):
         failure = Failure.DNS
     elif codes:
@@ -135,7 +135,7 @@ def _httpx2_failure(error: Exception, token: str) -> Answer:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Walk from an error to what caused it, through groups too."""
+    """Walk from an error to its causes, through groups too."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):

@@ -36,7 +36,7 @@ TLS_TEXTS = (
     "peer misbehaved",
     "tls handshake",
 )
-"""What rustls's errors say, since no class tells them."""
+"""Texts of rustls's errors, which have no classes of their own."""
 
 
 class PyreqwestPointillist:
@@ -130,7 +130,7 @@ class PyreqwestPointillist:
                 await request.__aexit__(None, None, None)
 
     async def _read(self, request: StreamRequest, response: Response) -> bytes:
-        """Read the start of a body; what came before it broke or grew slow is given too."""
+        """Read the start of a body; the part before it broke or grew slow is returned too."""
         start = bytearray()
         try:
             with self._body_time.begin():
@@ -161,7 +161,7 @@ def _pyreqwest_failure(error: Exception, token: str) -> Answer:
     if isinstance(error, RequestTimeoutError):
         failure = Failure.TIMEOUT
     elif "proxy authorization required" in chain:
-        return Answer(status=407)  # what the proxy answered; for an address without TLS it comes as a status
+        return Answer(status=407)  # the proxy's answer; for an address without TLS it comes as a status
     elif "dns error" in chain:
         failure = Failure.DNS
     elif code is not None:

@@ -1,4 +1,4 @@
-"""How the sandbox behaves: which answers it gives and how often, how late, and with which `Retry-After`.
+"""The behaviour of the sandbox: its answers and their shares, their delay and their `Retry-After`.
 
 As JSON, every key optional: `{"answers": {"200": 0.7, "503": 0.2, "drop": 0.1}, "delay": "50ms", "retry_after": "5s"}`.
 """
@@ -22,10 +22,10 @@ _STATUS = re.compile(r"[2-5][0-9][0-9]")
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How POSTs with the right token are answered.
+    """The answers to POSTs with the right token.
 
     Raises:
-        SettingsError: with the key, what was wrong and what would be right.
+        SettingsError: the message names the key and a valid form.
     """
 
     answers: Mapping[str, float] = field(default_factory=dict)
@@ -39,10 +39,10 @@ class Behaviour:
     """Seconds before the answer; a record that is taken is taken before them."""
 
     retry_after: str | None = None
-    """What `Retry-After` says on a drawn 4xx or 5xx, as a duration such as `5s`; sent as whole seconds, rounded up."""
+    """The `Retry-After` of a drawn 4xx or 5xx, as a duration such as `5s`; sent as whole seconds, rounded up."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be done, and copy the answers so that nobody changes them later."""
+        """Refuse an impossible behaviour, and copy the answers so that nobody changes them later."""
         for answer, weight in self.answers.items():
             if answer not in WITHOUT_ANSWER and not _STATUS.fullmatch(answer):
                 raise SettingsError(f"answers: {answer!r} is no status from 200 to 599, nor drop, hang or truncate")
@@ -65,7 +65,7 @@ class Behaviour:
             value: parsed JSON; a key that is missing gets its default.
 
         Raises:
-            SettingsError: with the key, what was wrong and what would be right.
+            SettingsError: the message names the key and a valid form.
         """
         if not isinstance(value, dict):
             raise SettingsError("a behaviour is a JSON object with answers, delay and retry_after, each optional")
@@ -89,7 +89,7 @@ class Behaviour:
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """What `Retry-After` says, in whole seconds; None for no such header."""
+        """The `Retry-After` in whole seconds; None for no such header."""
         return None if self.retry_after is None else math.ceil(_seconds("retry_after", self.retry_after))
 
     def draw(self, random: Random) -> str:
@@ -100,7 +100,7 @@ class Behaviour:
 
 
 def _is_number(value: object) -> bool:
-    """Tell a finite number from what JSON and callers may hold in its place."""
+    """Return True for a finite number; JSON and callers may hold other values in its place."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,4 +1,4 @@
-"""What the options of `sandbox` say about its behaviour."""
+"""The behaviour that the options of `sandbox` describe."""
 
 import json
 
@@ -15,12 +15,12 @@ def behaviour_of(
 
     Args:
         answers: `--answers`: a JSON object of weights.
-        shares: `--answer`, as often as it was given: `ANSWER=SHARE`; what they leave of 1 is answered 200.
+        shares: `--answer`, as often as it was given: `ANSWER=SHARE`; the rest, up to 1, is answered 200.
         delay: `--delay`.
         retry_after: `--retry-after`.
 
     Raises:
-        SettingsError: with the option, what was wrong and what would be right.
+        SettingsError: the message names the option and a valid form.
     """
     if answers is not None and shares:
         raise SettingsError("--answers and --answer are both given; one of them is right")
@@ -53,7 +53,7 @@ def _weights(text: str | None) -> object:
 
 
 def _shares(texts: list[str]) -> dict[str, float]:
-    """Read `ANSWER=SHARE` options; what they leave of 1 is answered 200."""
+    """Read `ANSWER=SHARE` options; the rest, up to 1, is answered 200."""
     shares: dict[str, float] = {}
     for text in texts:
         name, _, share = text.partition("=")

@@ -3,7 +3,7 @@
     {"eventSource": "Segment", "eventType": "Order Completed", "eventTime": "2026-02-23T22:28:55.111Z",
      "actors": {"Customer": {"userId": "u-1"}}, "labels": {"plan": "premium"}, "numbers": {"revenue": "25.5"}}
 
-The six keys are always there and there is no other. What Pointillist itself tolerates is not public; the sandbox
+The six keys are always there and there is no other. The tolerance of Pointillist itself is not public; the sandbox
 refuses whatever this service would never mean to send, so that a fault shows on the first day.
 """
 
@@ -22,7 +22,7 @@ _DECIMAL = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 
 
 def record_fault(body: bytes) -> str | None:
-    """Say what is wrong with the body of one POST.
+    """Return the error in the body of one POST; None if there is none.
 
     Numbers may be decimal strings or JSON numbers, and eventTime any text, because the mapping sets both. An event
     needs a customer identifier of some kind, so actors may not be empty.
@@ -70,7 +70,7 @@ def _texts_fault(record: Mapping[str, object]) -> str | None:
 
 
 def _actors_fault(actors: object) -> str | None:
-    """Say what is wrong with actors: class > identifier name > value."""
+    """Return the error in actors: class > identifier name > value."""
     if not isinstance(actors, dict):
         return f"actors: expected an object of classes, not {kind_of(actors)}"
     if not actors:
@@ -80,7 +80,7 @@ def _actors_fault(actors: object) -> str | None:
 
 
 def _actor_fault(class_name: str, identifiers: object) -> str | None:
-    """Say what is wrong with the identifiers of one class."""
+    """Return the error in the identifiers of one class."""
     if not isinstance(identifiers, dict):
         return f"actors.{class_name}: expected an object of identifiers, not {kind_of(identifiers)}"
     if not identifiers:

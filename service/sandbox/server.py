@@ -5,7 +5,7 @@
     DELETE /records         forgets them and starts every count anew
     GET    /stats           counts of POSTs, of records and of each answer
     GET    /behaviour       how POSTs are answered now
-    POST   /behaviour       answers them otherwise from now on; what is left out gets its default
+    POST   /behaviour       changes the answers from now on; a key that is left out gets its default
 
 Only `apiToken`, the address and one record a POST are publicly known of the real thing; the rest is usual HTTP. It is
 also the sink of load tests, hence aiohttp's low-level server, no log line per request, and records kept as bytes.
@@ -70,10 +70,10 @@ class TakenRecord:
 
 
 class Sandbox:
-    """One server, with what it took and how it behaves; it can be started again after a stop.
+    """One server, its records and its behaviour; it can be started again after a stop.
 
     Args:
-        api_token: what the header `apiToken` has to say; None lets every POST in.
+        api_token: the required value of the header `apiToken`; None accepts every POST.
         behaviour: how POSTs are answered; `behaviour` may be set at any time.
         on_record: called with each record taken, as one line of JSON.
         keep: how many records are kept, the latest; beyond them only the counts remember.
@@ -132,7 +132,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where records are POSTed to, such as `http://127.0.0.1:8080/event`."""
+        """The address for records, such as `http://127.0.0.1:8080/event`."""
         return f"http://{Listen(*self._address)}/event"
 
     async def start(self, host: str, port: int) -> None:
@@ -159,7 +159,7 @@ class Sandbox:
         self._address = runner.addresses[0][:2]
 
     async def stop(self) -> None:
-        """Close the port and every connection; what is under way then gets no answer. Records and counts stay."""
+        """Close the port and every connection; requests in progress get no answer. Records and counts stay."""
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
@@ -271,7 +271,7 @@ async def serve_sandbox(listen: str, api_token: str | None, behaviour: Behaviour
 
     Args:
         listen: `HOST:PORT` or `[::1]:PORT`; port 0 for any free one.
-        api_token: what the header `apiToken` has to say; None lets every POST in.
+        api_token: the required value of the header `apiToken`; None accepts every POST.
         behaviour: how POSTs are answered at first.
 
     Raises:
@@ -292,7 +292,7 @@ async def serve_sandbox(listen: str, api_token: str | None, behaviour: Behaviour
             # Where the reader has gone, as `| head` does, all is well.
             nonlocal fault
             fault = None if isinstance(error, BrokenPipeError) else error
-            # What is still buffered must not fail again when Python exits.
+            # Buffered output must not fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             stopping.set()
 

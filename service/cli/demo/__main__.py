@@ -1,4 +1,4 @@
-"""What `make run` does: with a token it serves; without one it demonstrates."""
+"""`make run`: serves with a token, and demonstrates without one."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def _serve_or_demonstrate() -> None:
     settings = load_settings(os.environ)
     if settings.api_token is not None or settings.api_token_file is not None:
         os.execv(sys.executable, [sys.executable, "-m", "service", "serve"])  # noqa: S606  this very program
-    # The server's own news would hide the records; what goes wrong is heard all the same.
+    # The server's own news would hide the records; its errors are shown all the same.
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
     configure_logging(level, settings.log_format)
 

@@ -1,4 +1,4 @@
-"""The demonstration: what the service does, shown on this machine alone, without Pointillist and its token.
+"""The demonstration: the service at work on this machine only, without Pointillist and its token.
 
 It is the real thing over real sockets: the server, the sandbox in Pointillist's place, and Segment's own
 events sent through gRPC. Only the outbox is a temporary one, unless the settings name one.
@@ -63,7 +63,7 @@ async def demonstrate(given: Settings) -> bool:
 async def _serving(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Listen | None]:
     """Run the server; gives its address, or None where it was stopped before it served.
 
-    A server that ends by itself sets `stop`, and what it ended with is raised at the end.
+    A server that ends by itself sets `stop`, and its error is raised at the end.
     """
     app = App(settings)
     started = asyncio.Event()
@@ -81,7 +81,7 @@ async def _serving(settings: Settings, stop: asyncio.Event) -> AsyncIterator[Lis
 
 
 async def _send_and_wait(path: Path, target: str, sandbox: Sandbox, screen: Screen, stop: asyncio.Event) -> bool:
-    """Send the events, wait until the sandbox has them, and say what became of each; false where some are missing."""
+    """Send the events, wait until the sandbox has them, and report each outcome; return False if some are missing."""
     with SegmentFile(str(path)) as messages:
         summary = await send(messages, Target(target), BATCH_SIZE)
         skipped = messages.skipped

@@ -1,4 +1,4 @@
-"""What the demonstration shows: records as they arrive, what became of the events, and what to try next.
+"""The screen of the demonstration: records as they arrive, the outcome of the events, and next steps.
 
 On a terminal in colours, and each record cut at the width of the window; elsewhere plain and whole.
 """
@@ -31,7 +31,7 @@ class Screen:
         self._cut = sys.stdout.isatty()
 
     def show_start(self, address: str, sandbox_url: str, outbox: str | None) -> None:
-        """Say what runs where."""
+        """Show the addresses of the servers."""
         kept = f", with {outbox}" if outbox else ""
         self._say(f"No POINTILLIST_API_TOKEN is set, so this is a demonstration{kept}.", "bold")
         self._say(f"The server takes events at {address} (gRPC).")
@@ -53,7 +53,7 @@ class Screen:
         self._console.print(text, no_wrap=self._cut, overflow="ellipsis" if self._cut else None)
 
     def show_outcome(self, delivered: int, summary: Summary, skipped: Mapping[str, int]) -> None:
-        """Say what became of the events."""
+        """Show the outcome of the events."""
         complete = delivered == summary.accepted
         self._say(f"{delivered} of {summary.accepted} delivered", "bold green" if complete else "bold red")
         if summary.duplicates:
@@ -65,7 +65,7 @@ class Screen:
             self._say(f"  {rejection}")
 
     def show_next(self, address: str, sandbox: str, metrics: Listen | None) -> None:
-        """Say what to try next; the address of the metrics is known unless the system chose its port."""
+        """Show next steps; the address of the metrics is known unless the system chose its port."""
         self._say("Try next, in another terminal:", "bold")
         self._say(f"  grpcurl -plaintext -d '{TRACK}' {address} pointillist_destination.v1.EventService/Track")
         self._say(f"  grpcurl -plaintext {address} grpc.health.v1.Health/Check")
@@ -86,6 +86,6 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _word(value: object) -> str:
-    """Write a value as it is where it is one plain word, else as JSON; what it holds never moves the cursor."""
+    """Write a value as it is where it is one plain word, else as JSON; its characters never move the cursor."""
     text = str(value)
     return text if text.isprintable() and text and " " not in text else json.dumps(value, ensure_ascii=False)

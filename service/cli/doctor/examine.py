@@ -1,4 +1,4 @@
-"""What is wrong with a set-up, and what to do about it: the checks behind `pointillist-destination doctor`.
+"""The checks behind `pointillist-destination doctor`: errors in a set-up, and their remedies.
 
 It looks only: the outbox is opened read-only, or NATS is asked, beside a running server or without one, and
 Pointillist is asked something only with `probe`.
@@ -71,7 +71,7 @@ def _address(settings: Settings) -> Finding:
         return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can tell more")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError) as error:  # the latter for what no host is called, such as a..b
+    except (OSError, UnicodeError) as error:  # the latter for an impossible host name, such as a..b
         reason = error.strerror if isinstance(error, OSError) else error
         advice = "check POINTILLIST_API_URL and this machine's DNS; until then everything waits in the outbox"
         return Finding("address", Grade.ERROR, f"{host} cannot be resolved: {reason}", advice)
@@ -107,7 +107,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _nearest_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there: what is made in it comes on the same disk, mostly."""
+    """The folder, or the nearest one above it that is there: a file in it mostly comes on the same disk."""
     return next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
 
 

@@ -1,11 +1,11 @@
-"""What a check of `doctor` found."""
+"""A finding of `doctor`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Grade(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -14,10 +14,10 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The finding of one check."""
 
     check: str
     grade: Grade
     text: str
     advice: str = ""
-    """What to do; empty where there is nothing to do."""
+    """The remedy; empty if none is needed."""

@@ -15,7 +15,7 @@ from service.config.settings import Settings
 from service.probe import knows_health
 
 TIMEOUT = 3.0  # seconds
-OUR_METRICS = b"pointillist_destination_"  # what every metric of ours begins with
+OUR_METRICS = b"pointillist_destination_"  # the prefix of our metrics
 
 
 def listen_findings(settings: Settings) -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def _look(name: str, listen: Listen, is_ours: Callable[[Listen], bool]) -> Findi
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         advice = f"set {variable} to an address and a port that are this machine's to listen on"
         return Finding(name, Grade.ERROR, f"cannot listen on {listen}: {reason}", advice)
-    except UnicodeError:  # what no host is called, such as a..b
+    except UnicodeError:  # an impossible host name, such as a..b
         advice = f"set {variable} to an address of this machine"
         return Finding(name, Grade.ERROR, f"cannot listen on {listen}: {listen.host} is no host", advice)
     return Finding(name, Grade.OK, f"{listen} is free")
@@ -63,7 +63,7 @@ def _bind(listen: Listen) -> None:
 
 
 def _shows(at: Listen, certificate: Path) -> bool:
-    """Whether the server there has the certificate that the settings name; it may want one of ours to say more."""
+    """Return True if the server there has the certificate that the settings name; it may ask for a client's."""
     try:
         shown = ssl.get_server_certificate((at.host, at.port), timeout=TIMEOUT)
         return "".join(shown.split()) in "".join(certificate.read_text("latin-1").split())
@@ -79,5 +79,5 @@ def _has_our_metrics(at: Listen) -> bool:
             return OUR_METRICS in answer.read()
     except (OSError, ValueError):
         return False
-    except Exception:  # noqa: BLE001  http.client's own errors: what answers does not speak HTTP
+    except Exception:  # noqa: BLE001  http.client's own errors: the server does not speak HTTP
         return False

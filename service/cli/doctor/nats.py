@@ -1,4 +1,4 @@
-"""What is wrong with an outbox on NATS, and what to do about it."""
+"""Errors in an outbox on NATS, and their remedies."""
 
 import asyncio
 import json
@@ -87,7 +87,7 @@ def _sync(hosts: list[str], port: int) -> Finding:
 
 
 def _syncs_always(host: str, port: int) -> bool | None:
-    """Whether a server does; None where it does not say."""
+    """Return True if a server does; None if it does not tell."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is reached as clients reach it
     name = f"[{host}]" if ":" in host else host
     try:

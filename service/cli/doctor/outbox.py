@@ -1,4 +1,4 @@
-"""What is found of any outbox: how long its oldest event waits, and its dead letters."""
+"""Findings on any outbox: the age of its oldest event, and its dead letters."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ OLD_EVENT = 3600.0  # seconds; an event that waits longer than that deserves a l
 
 
 def age_finding(accepted_at: int, attempts: int | None) -> Finding:
-    """How long the oldest waiting event waits.
+    """Return a finding on the age of the oldest pending event.
 
     Args:
         accepted_at: milliseconds since the epoch.
@@ -27,7 +27,7 @@ def age_finding(accepted_at: int, attempts: int | None) -> Finding:
 
 
 def dead_letters_finding(number: int, reasons: Sequence[tuple[str, int]], most: int) -> Finding:
-    """How many dead letters there are, and why.
+    """Return a finding on the number of dead letters, by reason.
 
     Args:
         number: how many.

@@ -36,7 +36,7 @@ class Batch:
     """A BatchSendRequest, serialised."""
 
     sources: list[Source]
-    """Where in the file each event comes from."""
+    """The place of each event in the file."""
 
 
 class BatchReader:
@@ -46,7 +46,7 @@ class BatchReader:
         """Begin to read; to be called where an event loop runs.
 
         Args:
-            file: what to read.
+            file: the messages.
             batch_size: events in one batch, at most.
             reject: told, on the reader's thread, of each message that is refused.
         """
@@ -97,7 +97,7 @@ class _NobodyAsksError(Exception):
 
 
 def _batches(file: SegmentFile, batch_size: int, reject: Reject) -> Iterator[Batch]:
-    """Put a file's messages into batches as they are asked for; what is refused is told at once."""
+    """Put a file's messages into batches on demand; refused messages are reported at once."""
     sequence = size = lines = 0
     events, sources = list[bytes](), list[Source]()
     for message in file:

@@ -1,4 +1,4 @@
-"""How fast a file is sent, and how long the rest takes at that."""
+"""The rate at which a file is sent, and the time that the rest takes."""
 
 from collections import deque
 from typing import NamedTuple
@@ -8,7 +8,7 @@ MINUTE, HOUR = 60, 3600  # seconds
 
 
 class _Look(NamedTuple):
-    """What had been done at one moment."""
+    """The progress at one moment."""
 
     at: float
     events: int
@@ -16,7 +16,7 @@ class _Look(NamedTuple):
 
 
 class Pace:
-    """Learns from looks at what is done; pure, as the time is told."""
+    """Estimates from samples of the progress; pure, as times are passed in."""
 
     def __init__(self, size: int | None, now: float) -> None:
         """Begin with nothing done.
@@ -42,7 +42,7 @@ class Pace:
 
     @property
     def share(self) -> float | None:
-        """How much of the file is read, from 0 to 1; None where nobody knows."""
+        """Return the share of the file that is read, from 0 to 1; None if it is unknown."""
         if self._size is None:
             return None
         return min(1.0, self._looks[-1].position / self._size) if self._size else 1.0
@@ -56,7 +56,7 @@ class Pace:
         return max(0, self._size - last.position) * (last.at - first.at) / (last.position - first.position)
 
     def words(self) -> str:
-        """Say what is known on one line, such as `37 %, 123,400 events, 8,100 events/s, 1 min 40 s left`."""
+        """Return the progress on one line, such as `37 %, 123,400 events, 8,100 events/s, 1 min 40 s left`."""
         share, left = self.share, self.seconds_left
         words = [] if share is None else [f"{int(share * 100)} %"]
         words += [f"{self._looks[-1].events:,} events", f"{self.rate:,.0f} events/s"]

@@ -1,4 +1,4 @@
-"""What is seen of a file while it is sent: a progress bar on a terminal, else a line now and then.
+"""Progress of sending a file: a bar on a terminal, otherwise a line now and then.
 
 Both are for a person who wonders whether it is alive and when it ends, so they look at the clock and do not wait for
 answers: a server that is gone shows, too. A short run writes no line, so that a log has no more of it than it needs.
@@ -31,7 +31,7 @@ async def progress(
 
     Args:
         messages: the file that is sent.
-        summary: what became of it so far.
+        summary: the outcome so far.
         line_interval: seconds between two lines where standard error is no terminal.
     """
     on_terminal = sys.stderr.isatty()

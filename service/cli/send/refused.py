@@ -1,4 +1,4 @@
-"""The file of what was refused: one JSON object a line, with the reasons and the line, to be mended and sent again.
+"""The file of rejected messages: a JSON object per line, with the reasons and the line, to correct and send again.
 
     {"line": 12, "message_id": "", "reasons": [{"field": "event", "description": "track without …"}], "text": "{…}"}
 
@@ -24,7 +24,7 @@ from service.events.segment_json import only_item
 
 
 class RefusedFile:
-    """Appends what was refused as it is told, from any thread; a context manager.
+    """Appends rejected messages, from any thread; a context manager.
 
     Each object is handed to the system at once, so that those written stay whatever becomes of this process.
     """
@@ -57,7 +57,7 @@ class RefusedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Everything was flushed when it was written; what could not be was told then, and must not fail again.
+        # Everything was flushed when it was written; an error was reported then, and must not be raised again.
         with self._lock, contextlib.suppress(OSError):
             self._file.close()
 
@@ -67,7 +67,7 @@ class RefusedFile:
         Raises:
             OutputError: it cannot be written, as on a full disk.
         """
-        # What UTF-8 cannot hold, half a character out of a JSON escape, becomes that escape again.
+        # Half a character out of a JSON escape, which UTF-8 cannot hold, becomes that escape again.
         written = json.dumps(_described(source, rejection), ensure_ascii=False).encode(errors="backslashreplace")
         with self._lock:
             if self._file.closed:  # it has ended, while a thread was still reading ahead

@@ -14,11 +14,11 @@ class Reason(NamedTuple):
     """One fault of a message."""
 
     field: str
-    """What is at fault, in Segment's names where this side found it and in the contract's where the server did, such as
+    """The path of the error, in Segment's names if this side found it and in the contract's if the server did, such as
     `context.device.version` or `track.user_id`; empty where it is the whole message."""
 
     description: str
-    """What is wrong, and what would be right."""
+    """The error, and a valid form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,16 @@ class Rejection:
     """One message that was not taken."""
 
     place: str
-    """Where it stands in the file, such as `line 12`."""
+    """Its place in the file, such as `line 12`."""
 
     message_id: str
     """Its message_id; empty where it was refused before it had one."""
 
     words: str
-    """Why, for people, on one line."""
+    """The reason, on one line."""
 
     reasons: tuple[Reason, ...]
-    """Why, fault by fault."""
+    """The reasons, one per error."""
 
     def __str__(self) -> str:
         """Write it on one line."""

@@ -1,4 +1,4 @@
-"""Sending a file for a person, who sees how it gets on and, in the end, what became of it."""
+"""Sending a file for a person: the progress, and the outcome at the end."""
 
 import asyncio
 import time
@@ -14,9 +14,9 @@ from service.errors import PointillistDestinationError
 
 
 def send_and_report(messages: SegmentFile, target: Target, batch_size: int, refused: RefusedFile | None) -> Summary:
-    """Send a file, with its progress on standard error, and say on standard output what became of it.
+    """Send a file, with its progress on standard error, and write the outcome to standard output.
 
-    What became of it so far is said of a file that is sent in part only, too, unless no server was ever reached.
+    The outcome so far is written for a file that is sent in part, too, unless no server was ever reached.
 
     Raises:
         SendingError, UnreadableFileError, OutputError: as `service.cli.send.stream.send` does.
@@ -54,10 +54,10 @@ def _totals(messages: SegmentFile, summary: Summary, seconds: float) -> list[str
 
 
 def report(summary: Summary, skipped: Mapping[str, int]) -> list[str]:
-    """Say what became of a file, in lines.
+    """Return the outcome of a file, in lines.
 
     Args:
-        summary: what the server answered.
+        summary: of the server's answers.
         skipped: messages that Pointillist is not sent, by type.
     """
     lines = [

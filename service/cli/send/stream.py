@@ -3,7 +3,7 @@
 Several batches are under way at once, and no more: when the server stops reading, so does this. A stream that breaks is
 opened again and goes on from the first batch that was not answered. Each event has its message_id before it is sent,
 so that one that is sent again is a duplicate to the server and not a second event. An event without one is given one
-that follows from what and where in the file it is, so that this holds for a whole file that is sent again, too.
+that follows from its content and its place in the file, so that this holds for a whole file that is sent again, too.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ RESUME_DELAY, MAX_RESUME_DELAY = 0.2, 5.0
 AGAIN = "send the same file again to go on: what was accepted is a duplicate then"
 
 BREAKS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
-"""What gRPC's client says of a connection that breaks, besides UNAVAILABLE, when a call is just at work on it."""
+"""The codes of gRPC's client for a connection that breaks during a call, besides UNAVAILABLE."""
 
 _METHOD = f"/{DESCRIPTOR.services_by_name['EventService'].full_name}/BatchSend"
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[bytes, BatchSendResponse]"
@@ -53,7 +53,7 @@ _CHANNEL_OPTIONS = (
 
 @dataclass(slots=True)
 class Summary:
-    """What became of the messages of a file so far."""
+    """The outcome of the messages of a file so far."""
 
     accepted: int = 0
     duplicates: int = 0
@@ -66,14 +66,14 @@ class Summary:
     """Events that were sent a second time, because the stream broke before they were answered."""
 
     was_reached: bool = False
-    """Whether there was a server at all."""
+    """True once a server was reached."""
 
     is_connected: bool = False
-    """Whether there is one now."""
+    """True while a server is reached."""
 
     @property
     def answered(self) -> int:
-        """How many events the server has answered, or this side refused."""
+        """The number of events that the server has answered, or this side refused."""
         return self.accepted + self.duplicates + self.filtered + self.rejected
 
     def reject(self, rejection: Rejection) -> None:
@@ -94,7 +94,7 @@ async def send(
     """Send all that a file holds.
 
     Args:
-        file: the file; what its lines are skipped for is counted there.
+        file: the file; the reasons of skipped lines are counted there.
         target: the server.
         batch_size: events in one request, at most.
         refused: gets each message that is not taken.
@@ -106,7 +106,7 @@ async def send(
     Raises:
         SendingError: the server cannot be reached, or not any more, or does not want the stream.
         UnreadableFileError: reading the file fails halfway.
-        OutputError: what is refused cannot be written.
+        OutputError: the file of rejected messages cannot be written.
     """
     summary = summary or Summary()
     async with open_aio_channel(target, _CHANNEL_OPTIONS) as channel:
@@ -194,7 +194,7 @@ class _Sending:
             raise SendingError(f"{self._target}: the server ended the stream before its last answer; {self._so_far()}")
 
     async def _write(self, call: _Call) -> None:
-        """Send again what was not answered, then what comes next; waits while enough is under way."""
+        """Send the unanswered batches again, then the next ones; wait while enough are in flight."""
         # A stream that has broken says so to the reader; the writer only learns that nothing can be written.
         with contextlib.suppress(asyncio.InvalidStateError):
             for batch in tuple(self._unanswered):
