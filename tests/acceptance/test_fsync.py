@@ -101,4 +101,4 @@ async def test_callers_at_the_same_time_share_fsyncs(tmp_path: Path) -> None:
 
             await asyncio.gather(*map(call, range(CALLERS)))
             await until(lambda: fsyncs(log) > 0)
-    assert fsyncs(log) < CALLERS * CALLS / 8
+    assert fsyncs(log) < CALLERS * CALLS / 4  # one each without sharing

@@ -104,7 +104,7 @@ async def test_a_writer_of_the_outbox_that_ends_turns_liveness_and_readiness(ser
     # then
     for name in ("liveness", "", NAME):
         await until_health(server.channel, name, NOT_SERVING)
-    assert not writer.is_alive()
+    await until(lambda: not writer.is_alive())
 
 
 async def test_health_is_served_alone_where_asked_for(tmp_path: Path) -> None:
