@@ -16,8 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1 import dead_letter_service_pb2, dead_letter_service_pb2_grpc
-from service.cli.channel import is_from_server, no_server, open_channel
-from service.cli.client import Target, find_target
+from service.cli.client import Target, find_target, is_from_server, no_server, open_channel
 from service.cli.console import NOT_EVERYTHING, output, say
 from service.cli.console import show as show_lines
 from service.cli.input_file import on_one_line

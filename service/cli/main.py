@@ -109,7 +109,7 @@ def sandbox(  # noqa: PLR0917  typer takes options by name
     An answer is a status from 200 to 599, or drop, hang or truncate.
     """
     with needs_extra("sandbox", "the sandbox"):
-        from service.sandbox.options import behaviour_of
+        from service.sandbox.behaviour import behaviour_of
         from service.sandbox.server import serve_sandbox
 
     asyncio.run(serve_sandbox(listen, api_token, behaviour_of(answers, answer, delay, retry_after)))

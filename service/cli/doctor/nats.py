@@ -6,8 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from service.cli.doctor.finding import Finding, Grade
-from service.cli.doctor.outbox import age_finding, dead_letters_finding
+from service.cli.doctor.finding import Finding, Grade, age_finding, dead_letters_finding
 from service.config.settings import Settings
 from service.config.units import format_size
 from service.outbox.factory import nats_access, nats_plan

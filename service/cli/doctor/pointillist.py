@@ -1,8 +1,10 @@
-"""The one question that `doctor --probe` asks Pointillist: does it take our token?"""
+"""Pointillist's address, and the question that `doctor --probe` asks it: does it accept the token?"""
 
 import asyncio
+import socket
+from urllib.parse import urlsplit
 
-from service.cli.doctor.finding import Finding, Grade
+from service.cli.doctor.finding import Finding, Grade, count
 from service.config.settings import Settings
 from service.pointillist.answer import Answer
 from service.pointillist.client import connect
@@ -12,7 +14,28 @@ BODY = b"{}"  # a record of no event: whoever reads it has nothing to keep, and 
 NO_TOKEN = frozenset({401, 402, 403})
 """Which answers of a wrong set-up speak of the token or the account; 407 is a proxy's, the others are the address's."""
 PROXY = 407
+NAME_TIMEOUT = 5.0  # seconds
 MESSAGE_ID = "pointillist-destination-doctor"
+
+
+def address_finding(settings: Settings) -> Finding:
+    """Resolve the address of Pointillist, and connect to it."""
+    parts = urlsplit(settings.api_url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if settings.api_proxy is not None:
+        return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can tell more")
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError) as error:  # the latter for an impossible host name, such as a..b
+        reason = error.strerror if isinstance(error, OSError) else error
+        advice = "check POINTILLIST_API_URL and this machine's DNS; until then everything waits in the outbox"
+        return Finding("address", Grade.ERROR, f"{host} cannot be resolved: {reason}", advice)
+    try:
+        socket.create_connection((host, port), NAME_TIMEOUT).close()
+    except OSError as error:
+        advice = "check POINTILLIST_API_URL, the firewall and the proxy; until then everything waits in the outbox"
+        return Finding("address", Grade.ERROR, f"{host}:{port} does not answer: {error}", advice)
+    return Finding("address", Grade.OK, f"{host}:{port} answers ({count(len(addresses), 'address', 'addresses')})")
 
 
 def ask(settings: Settings) -> Finding:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from service.cli.input_file import Imported, Refused, SegmentFile, Source
-from service.cli.send.rejection import Rejection
+from service.cli.send.refused import Rejection
 from service.events.batch_frame import write_batch
 from service.events.message import known_message_of
 from service.events.message_id import derived_message_id

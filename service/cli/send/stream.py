@@ -18,12 +18,10 @@ import grpc
 from google.rpc import error_details_pb2
 
 from pointillist_destination.v1.event_service_pb2 import DESCRIPTOR, BatchSendResponse
-from service.cli.channel import error_details, is_from_server, no_server, open_aio_channel
-from service.cli.client import Target
+from service.cli.client import Target, error_details, is_from_server, no_server, open_aio_channel
 from service.cli.input_file import SegmentFile, Source
 from service.cli.send.batches import Batch, BatchReader
-from service.cli.send.refused import RefusedFile
-from service.cli.send.rejection import Rejection
+from service.cli.send.refused import RefusedFile, Rejection
 from service.errors import SendingError
 
 BATCHES_UNDER_WAY = 8  # sent and not answered; enough to keep the server's disk busy

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from pointillist_destination.v1 import event_service_pb2
 from service.cli.input_file import LONGEST_LINE, Refused, SegmentFile, Source
-from service.cli.send.refused import RefusedFile
-from service.cli.send.rejection import Reason, Rejection
+from service.cli.send.refused import Reason, RefusedFile, Rejection
 from service.errors import OutputError, SettingsError
 from service.events.segment_json import import_line
 
