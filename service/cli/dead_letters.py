@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import grpc
 import orjson
@@ -27,6 +27,9 @@ from service.events.segment_time import read_time
 PAGE_SIZE = 500
 TIMEOUT = 60.0  # seconds of one call
 NOTHING = "nothing is chosen: name ids, --reason, --event-type, --user-id, --since or --until, or say --all"
+
+_Call: TypeAlias = Callable[[str, Message], Any]
+"""Calls a method of the service by its name."""
 
 commands = typer.Typer(help="List, show, replay and delete dead letters on a running server.", no_args_is_help=True)
 
@@ -91,52 +94,58 @@ def show(
             show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
 
 
-@commands.command()
-def replay(  # noqa: PLR0917  typer takes options by name
-    ids: _Ids = None,
-    everything: _All = False,
-    reason: _Reason = None,
-    event_type: _EventType = None,
-    user_id: _UserId = None,
-    since: _Since = None,
-    until: _Until = None,
-    target: _Target = None,
-    ca_file: _CaFile = None,
-    token_file: _TokenFile = None,
+def _add_command(
+    name: str,
+    help_text: str,
+    act: Callable[[_Call, dead_letter_service_pb2.DeadLetterFilter, bool], int],
+    done: str,
 ) -> None:
-    """Put dead letters back into the queue; they keep their message ids, and are mapped again.
+    """Add a command that acts on the dead letters that its options choose."""
 
-    The exit code is 1 where there was none to replay.
-    """
-    which = _filter(ids, reason, event_type, user_id, since, until)
-    request = dead_letter_service_pb2.ReplayRequest(filter=which, all=_choose(which, everything=everything))
-    with _service(find_target(target, ca_file, token_file)) as call:
-        count = call("Replay", request).replayed
-    _end(count, "replayed")
+    def command(  # noqa: PLR0917  typer takes options by name
+        ids: _Ids = None,
+        everything: _All = False,
+        reason: _Reason = None,
+        event_type: _EventType = None,
+        user_id: _UserId = None,
+        since: _Since = None,
+        until: _Until = None,
+        target: _Target = None,
+        ca_file: _CaFile = None,
+        token_file: _TokenFile = None,
+    ) -> None:
+        which = _filter(ids, reason, event_type, user_id, since, until)
+        is_all = _choose(which, everything=everything)
+        with _service(find_target(target, ca_file, token_file)) as call:
+            count = act(call, which, is_all)
+        _end(count, done)
+
+    commands.command(name, help=help_text)(command)
 
 
-@commands.command()
-def delete(  # noqa: PLR0917  typer takes options by name
-    ids: _Ids = None,
-    everything: _All = False,
-    reason: _Reason = None,
-    event_type: _EventType = None,
-    user_id: _UserId = None,
-    since: _Since = None,
-    until: _Until = None,
-    target: _Target = None,
-    ca_file: _CaFile = None,
-    token_file: _TokenFile = None,
-) -> None:
-    """Delete dead letters for good.
+def _replay(call: _Call, which: dead_letter_service_pb2.DeadLetterFilter, is_all: bool) -> int:
+    replayed: int = call("Replay", dead_letter_service_pb2.ReplayRequest(filter=which, all=is_all)).replayed
+    return replayed
 
-    The exit code is 1 where there was none to delete.
-    """
-    which = _filter(ids, reason, event_type, user_id, since, until)
-    request = dead_letter_service_pb2.DeleteRequest(filter=which, all=_choose(which, everything=everything))
-    with _service(find_target(target, ca_file, token_file)) as call:
-        count = call("Delete", request).deleted
-    _end(count, "deleted")
+
+def _delete(call: _Call, which: dead_letter_service_pb2.DeadLetterFilter, is_all: bool) -> int:
+    deleted: int = call("Delete", dead_letter_service_pb2.DeleteRequest(filter=which, all=is_all)).deleted
+    return deleted
+
+
+_add_command(
+    "replay",
+    "Put dead letters back into the queue; they keep their message ids, and are mapped again."
+    "\n\nThe exit code is 1 if there was none to replay.",
+    _replay,
+    "replayed",
+)
+_add_command(
+    "delete",
+    "Delete dead letters for good.\n\nThe exit code is 1 if there was none to delete.",
+    _delete,
+    "deleted",
+)
 
 
 def _end(count: int, done: str) -> None:
@@ -199,7 +208,7 @@ def _printable(json_text: str) -> str:
 
 
 @contextmanager
-def _service(target: Target) -> Iterator[Callable[[str, Message], Any]]:
+def _service(target: Target) -> Iterator[_Call]:
     """Give a function that calls a method of the service by its name.
 
     Raises:
