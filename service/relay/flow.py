@@ -8,7 +8,6 @@ A probe is sent at its time, whether or not the one before was answered. Pure: t
 steady clock.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,8 +20,7 @@ from service.relay.retry import RetryDecision, Verdict
 
 REPEAT_SHARE = 0.25  # share of the limit that repeats may take while first tries wait
 MAX_REFUSALS = 100  # refused events with no 2xx so far that mean a wrong set-up
-RECENT_FIRST_TRIES = 50  # answers over which a rate limit of Pointillist shows ...
-MIN_FIRST_TRIES = 10  # ... if there are so many
+MIN_FIRST_TRIES = 10  # answers to first tries sent together over which a rate limit of Pointillist shows
 SLOW_DOWN_SHARE = 0.5  # share of 429 among them that holds the whole relay
 SLOW_DOWN_DELAY = 0.5  # seconds, the most that a 429 without Retry-After holds it
 PROBE_DELAY = 0.5  # seconds between probes, at most; doubles with each after the first FAST_PROBES
@@ -88,7 +86,6 @@ class Flow:
         self._concurrency = ConcurrencyLimit(ceiling, has_passed=has_passed)
         self._repeats = RepeatRate()
         self._outage = Outage(has_passed=has_passed)
-        self._recent: deque[bool] = deque(maxlen=RECENT_FIRST_TRIES)  # of first tries: was it a 429?
         self._mode = State.FLOWING
         self._mode_cause: Cause | None = None
         self._pauses: dict[Cause, None] = {}
@@ -224,10 +221,6 @@ class Flow:
             waiting: events that may be sent, those in flight included.
             retry_after: seconds that the answer asks to wait.
         """
-        if not sent.is_repeat:
-            self._recent.append(decision.slow_down)
-        if decision.slow_down:
-            self._slow_down(now, retry_after)
         is_failure = decision.verdict in (Verdict.NAK, Verdict.SETUP)
         if self._mode is State.FLOWING:
             self._concurrency.answered(
@@ -238,6 +231,8 @@ class Flow:
                 passed=decision.verdict is Verdict.ACK,
                 in_flight=self.in_flight,
             )
+        if decision.slow_down:
+            self._slow_down(sent, now, retry_after)
         self.in_flight -= 1
         if decision.verdict is Verdict.ACK:
             self._passed(now)
@@ -279,10 +274,13 @@ class Flow:
 
     # -- inside
 
-    def _slow_down(self, now: float, retry_after: float) -> None:
-        """Hold the whole relay where most of the recent first tries were told to slow down."""
-        recent = self._recent
-        if len(recent) >= MIN_FIRST_TRIES and sum(recent) >= SLOW_DOWN_SHARE * len(recent):
+    def _slow_down(self, sent: Sent, now: float, retry_after: float) -> None:
+        """Hold the whole relay where many of the first tries that were sent together got a 429, however late."""
+        group = sent.group
+        if group is None:
+            return
+        group.slowed += 1
+        if group.answered >= MIN_FIRST_TRIES and group.slowed >= SLOW_DOWN_SHARE * group.answered:
             self._held_until = max(self._held_until, now + (retry_after or SLOW_DOWN_DELAY * self._random()))
 
     def _passed(self, now: float) -> None:

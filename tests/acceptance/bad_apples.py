@@ -1,6 +1,7 @@
 """Events that fail beside events that pass, on the real service: `python -m tests.acceptance.bad_apples [--workers 2]`.
 
-Prints, per scenario, the good events that were delivered of those that were sent, and how late the last one was.
+Prints, per scenario, the good events that were delivered of those that were sent, and how late the last one was. With
+`--kills 200` classes of events fail, slow down and recover at random while the server is killed again and again.
 """
 
 import argparse
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random, SystemRandom
 
 import grpc
 
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
-from service.pointillist.answer import Answer
+from service.pointillist.answer import Answer, Failure
 from service.sandbox.server import Sandbox
 from tests.support.events import event, track
 from tests.support.relays import over_http
@@ -148,12 +150,118 @@ async def run(scenario: Scenario, folder: Path, workers: int = 0) -> Outcome:
         return Outcome(len(good), sum(message_id in pointillist.delivered for message_id in good), late)
 
 
+# -- classes that fail, slow down and recover while the server is killed
+
+
+CLASSES = 8
+MAX_LIFE = 3.0  # seconds from the start of a server to its kill
+SOAK_RATE = 100  # events per second
+STATES = (Answer(200), Answer(200), Answer(403), Answer(500), Answer(429), Answer(failure=Failure.RESET))
+
+
+@dataclass
+class Classes:
+    """A Pointillist that answers each class of events in its own way."""
+
+    random: Random
+    states: dict[int, Answer] = field(default_factory=dict)
+    slow: dict[int, float] = field(default_factory=dict)
+    good_since: dict[int, float] = field(default_factory=dict)
+    delivered: dict[str, float] = field(default_factory=dict)
+    late: float = 0.0
+    """Seconds from the moment at which an event could be delivered until it was, of the latest."""
+    accepted: dict[str, float] = field(default_factory=dict)
+    up_since: float = 0.0
+
+    def turn(self, *, is_end: bool = False) -> None:
+        """Let each class behave in another way; at the end all of them well."""
+        now = asyncio.get_running_loop().time()
+        for number in range(CLASSES):
+            before = self.states.get(number, STATES[0])
+            if is_end or number not in self.states or self.random.random() < 0.3:
+                self.states[number] = STATES[0] if is_end else self.random.choice(STATES)
+                self.slow[number] = 0.0 if is_end or self.random.random() < 0.8 else 1.5
+            if self.states[number].status == 200 and (before.status != 200 or number not in self.good_since):
+                self.good_since[number] = now
+            elif self.states[number].status != 200:
+                self.good_since.pop(number, None)
+
+    async def post(self, body: bytes, message_id: str) -> Answer:  # noqa: ARG002  the signature is Pointillist's
+        """Answer one POST by the class of its event."""
+        number = int(message_id.split("-")[1]) % CLASSES
+        answer, seconds = self.states[number], self.slow[number]
+        await asyncio.sleep(seconds)
+        if answer.status == 200 and message_id not in self.delivered:
+            now = asyncio.get_running_loop().time()
+            self.delivered[message_id] = now
+            could = max(self.accepted.get(message_id, now), self.good_since.get(number, now), self.up_since)
+            self.late = max(self.late, now - could)
+        return answer
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Soaked:
+    """The end of a soak."""
+
+    accepted: int
+    lost: int
+    late: float
+
+
+async def soak(kills: int, folder: Path, workers: int = 0, seed: int = 1) -> Soaked:
+    """Kill a server again and again while classes of events fail and recover; then let all of them pass."""
+    random = Random(seed)
+    pointillist = Classes(random)
+    pointillist.turn()
+    time = asyncio.get_running_loop().time
+    async with over_http(pointillist) as url:
+        settings = settings_for(folder / "outbox.db", Sandbox(api_token=TOKEN), api_url=url, relay_workers=str(workers))
+        settings["POINTILLIST_RETRY_MAX_DELAY"] = "10s"
+        number = 0
+        for life in range(kills + 1):
+            server = await ServerProcess.start(settings)
+            pointillist.up_since = time()
+            async with grpc.aio.insecure_channel(
+                server.address, options=(("grpc.use_local_subchannel_pool", 1),)
+            ) as channel:
+                stub = EventServiceStub(channel)
+                end = time() + random.uniform(0.3, MAX_LIFE)
+                while time() < end:
+                    for _ in range(SOAK_RATE // 20):
+                        message_id = f"soak-{number}"
+                        await stub.Track(TrackRequest(track=track(number, message_id=message_id)))
+                        pointillist.accepted[message_id] = time()
+                        number += 1
+                    if random.random() < 0.1:
+                        pointillist.turn()
+                    await asyncio.sleep(1 / 20)
+            if life < kills:
+                await server.kill()
+        pointillist.turn(is_end=True)
+        end = time() + LATE
+        while time() < end and pointillist.accepted.keys() - pointillist.delivered.keys():  # noqa: ASYNC110
+            await asyncio.sleep(INTERVAL)
+        await server.stop()
+    lost = pointillist.accepted.keys() - pointillist.delivered.keys()
+    return Soaked(len(pointillist.accepted), len(lost), pointillist.late)
+
+
 async def main() -> int:
-    """Run every scenario; returns how many failed."""
+    """Run every scenario, or the soak; returns how many failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=0)
-    workers: int = parser.parse_args().workers
+    parser.add_argument("--kills", type=int, default=0, help="run the soak, with so many kills")
+    given = parser.parse_args()
+    workers: int = given.workers
     failed = 0
+    if given.kills:
+        with tempfile.TemporaryDirectory() as folder:
+            soaked = await soak(given.kills, Path(folder), workers, SystemRandom().randrange(1_000_000))
+        print(f"{given.kills} kills: {soaked.accepted} accepted, {soaked.lost} lost, {soaked.late:.1f} s late")  # noqa: T201
+        return soaked.lost + (soaked.late > LATE)
     for scenario in SCENARIOS:
         with tempfile.TemporaryDirectory() as folder:
             outcome = await run(scenario, Path(folder), workers)
