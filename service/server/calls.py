@@ -153,7 +153,7 @@ class _Call:
             raise error
         self._code = "INTERNAL"
         if not isinstance(error, grpc.aio.AbortError):
-            log.error("unforeseen error in a call", exc_info=error)
+            log.error("unexpected error in a call", exc_info=error)
             await abort(context, unforeseen())
         raise error
 
