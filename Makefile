@@ -19,26 +19,26 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run test test-all soak bench check generate lock clean
 
-help:  ## says what there is
+help:  ## show this help
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1: \2/p' Makefile
 
-run: $(RUNTIME)  ## serves; without POINTILLIST_API_TOKEN it demonstrates, on this machine alone
+run: $(RUNTIME)  ## serve; without POINTILLIST_API_TOKEN, run a demonstration on this machine
 	@exec $(BIN)/python -m service.cli.demo
 
-test: check  ## checks, then runs the tests that are not marked as long
+test: check  ## check, then run the tests that are not marked long
 	$(PYTEST) -m "not long"
 
-test-all: check  ## checks, then runs every test at its full size
+test-all: check  ## check, then run every test at its full size
 	TEST_SIZE=full $(PYTEST)
 
-soak: $(DEVELOPMENT)  ## kills the server 200 times under load, then replicas and a NATS cluster, and counts what was lost
+soak: $(DEVELOPMENT)  ## kill the server 200 times under load, then replicas and a NATS cluster, and count lost events
 	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)
 	$(BIN)/python -m tests.acceptance.soak --outbox nats --kills $(or $(NATS_KILLS),100)
 
-bench: $(DEVELOPMENT)  ## measures how near the service comes to its ceilings
+bench: $(DEVELOPMENT)  ## measure the service against its ceilings
 	$(BIN)/python -m benchmarks $(ROWS)
 
-check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
+check: $(DEVELOPMENT)  ## check format, lint, types, import rules, contract, stubs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -51,7 +51,7 @@ check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
 	$(MAKE) stubs-into FOLDER="$$folder"; \
 	diff -r $(BY_HAND) "$$folder" generated \
-	|| { echo 'generated/ is not what proto/ says; make generate puts that right' >&2; exit 1; }
+	|| { echo 'generated/ differs from proto/; run make generate' >&2; exit 1; }
 	$(BIN)/hadolint Dockerfile
 	@if command -v promtool >/dev/null; then set -x; promtool check config deploy/prometheus/prometheus.yaml; \
 	promtool test rules deploy/prometheus/alerts_test.yaml; else echo 'promtool is not here: alerts unchecked'; fi
@@ -59,7 +59,7 @@ check: $(DEVELOPMENT)  ## format, lint, types, import rules, contract, stubs
 	kubectl kustomize deploy/kubernetes/nats >/dev/null; \
 	else echo 'kubectl is not here: the kustomization is unchecked'; fi
 
-generate: $(DEVELOPMENT)  ## makes the stubs in generated/ from proto/
+generate: $(DEVELOPMENT)  ## generate the stubs in generated/ from proto/
 	@$(MAKE) stubs-into FOLDER=generated
 
 .PHONY: stubs-into
@@ -68,14 +68,14 @@ stubs-into:
 	  --python_out="$(FOLDER)" --grpc_python_out="$(FOLDER)" \
 	  --mypy_out=quiet:"$(FOLDER)" --mypy_grpc_out=quiet:"$(FOLDER)" $(PROTOS)
 
-lock:  ## resolves the dependencies anew (needs uv); the locks name no registry
+lock:  ## resolve the dependencies again (needs uv); the locks name no registry
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --extra nats --extra tracing $(LOCK_OPTIONS) -o requirements.lock
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --all-extras --group dev -c requirements.lock $(LOCK_OPTIONS) -o .ci/requirements.lock
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --extra sandbox -c .ci/requirements.lock $(LOCK_OPTIONS) -o requirements-run.lock
 
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package pointillist-destination-stubs --no-annotate --no-header
 
-clean:  ## removes what the targets made
+clean:  ## remove the files that the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

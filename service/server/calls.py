@@ -25,7 +25,7 @@ from service.server.status import (
     over_rate,
     stream_too_old,
     too_many_calls,
-    unforeseen,
+    unexpected,
     unparsable,
 )
 from service.telemetry.access_log import AccessLog
@@ -154,7 +154,7 @@ class _Call:
         self._code = "INTERNAL"
         if not isinstance(error, grpc.aio.AbortError):
             log.error("unexpected error in a call", exc_info=error)
-            await abort(context, unforeseen())
+            await abort(context, unexpected())
         raise error
 
     def end(self, **more: object) -> None:

@@ -160,7 +160,7 @@ def deadline_passed(message_id: str) -> StatusError:
     )
 
 
-def unforeseen() -> StatusError:
+def unexpected() -> StatusError:
     """INTERNAL for an error of this service; its traceback is in the log."""
     return StatusError(code_pb2.INTERNAL, "UNFORESEEN", "an unexpected error, which the server has logged")
 

@@ -391,7 +391,7 @@ def test_honest_callers_are_served_all_the_while(evidence: Evidence) -> None:
     assert evidence.honest.total() > sized(20, 100)
 
 
-def test_nothing_of_an_attack_is_unforeseen(evidence: Evidence) -> None:
+def test_nothing_of_an_attack_is_unexpected(evidence: Evidence) -> None:
     # grpc's own line is about a status that it could not send, because the caller was gone
     ours = [line for line in evidence.log if "raised in core by servicer method" not in line]
 

@@ -165,3 +165,26 @@ async def test_the_wheels_of_the_server_and_of_the_stubs_share_no_file(tmp_path:
     assert "pointillist_destination/py.typed" in stubs
     assert "service/mapping/mapping.toml" in server
     assert stubs & server == set()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(DEADLINE * 2)
+async def test_the_servers_wheel_has_its_data_and_every_module_that_is_started_by_name(tmp_path: Path) -> None:
+    # given the wheel, unpacked beside the libraries of this environment
+    [wheel] = await _wheels(tmp_path, PROJECT)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+
+    async def run(*words: str) -> str:
+        return await _run("env", f"PYTHONPATH={tmp_path / 'site'}", sys.executable, "-P", *words, folder=tmp_path)
+
+    # when, then it is the wheel that is imported
+    assert str(tmp_path) in await run("-c", "import service; print(service.__file__)")
+
+    # and its data is there
+    assert "event_source" in await run("-m", "service", "mapping", "show")
+    for path in ("outbox/sqlite/schema.sql", "outbox/sqlite/schema_4.sql", "cli/demo/data/segment_events.jsonl"):
+        assert (tmp_path / "site" / "service" / path).is_file()
+
+    # and so are the modules that workers, health checks and make run start by name
+    for module in ("service.probe", "service.relay.worker", "service.cli.demo.__main__"):
+        await run("-c", f"import {module}")

@@ -38,7 +38,7 @@ class Writer:
             tail: only read, to find out whether the events of a put are wanted.
             now: milliseconds since the epoch, by the outbox's steady clock.
             finished: called on the event loop with each finished group commit, in order.
-            ended: called on the event loop if the thread dies of an unforeseen error.
+            ended: called on the event loop if the thread dies of an unexpected error.
         """
         self._file = file
         self._tail = tail
