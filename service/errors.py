@@ -43,7 +43,7 @@ class UnreadableFileError(PointillistDestinationError):
 
 
 class OutputError(PointillistDestinationError):
-    """Standard output, or a file that a command was told to write, cannot be written."""
+    """Standard output, or a file that a command writes, cannot be written."""
 
 
 class SendingError(PointillistDestinationError):

@@ -129,7 +129,7 @@ class Settings(BaseModel):
     """On how many servers of NATS each stream is kept; with 3, one of them may fail."""
 
     outbox_max_bytes: PositiveSize = 10 * 1024**3
-    """The largest size of the outbox, in bytes. At it, callers are told to try again later; nothing is dropped."""
+    """The largest size of the outbox, in bytes. At it, callers get UNAVAILABLE; nothing is dropped."""
 
     outbox_max_events: Annotated[int, whole(1)] | None = None
     """The largest number of pending events; without it only bytes count."""

@@ -20,5 +20,5 @@ def known_message_of(event: event_pb2.Event) -> Message:
 
 
 def event_type(event: event_pb2.Event) -> str:
-    """Return a track's event name, or "identify"; operators and filters tell dead letters apart by it."""
+    """Return a track's event name, or "identify"; operators and filters distinguish dead letters by it."""
     return event.track.event if event.HasField("track") else "identify"

@@ -143,7 +143,7 @@ def _parse(line: bytes) -> object:
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError:
-            # Not always for good: it also gives up at NaN, 1e999 and lone surrogates, whose places can be told.
+            # Not always for good: it also gives up at NaN, 1e999 and lone surrogates, whose places can be reported.
             pass
     return _parse_slowly(line)
 

@@ -19,7 +19,7 @@ from pointillist_destination.v1 import event_pb2
 MAX_EVENT_SIZE = 32 * 1024  # bytes of the serialised Event
 MAX_MESSAGE_ID = 100  # characters (code points)
 MAX_DEPTH = 32  # levels of objects and arrays, the outermost counted; protobuf's own 100 have room for no more
-MAX_VIOLATIONS = 20  # that are told of one event; an answer has little room, and nobody reads more
+MAX_VIOLATIONS = 20  # reported per event; an answer has little space, and nobody reads more
 MAX_PATH = 200  # characters of a violation's path; a key may be as long as an event
 MIN_SECONDS = -62_135_596_800  # 0001-01-01T00:00:00Z, the least that google.protobuf.Timestamp allows
 MAX_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the most

@@ -153,8 +153,8 @@ class Queue(Protocol):
     duplicate window is short and best effort, a lease ends when its process is silent for long, attempts and the first
     attempt's time are known to the process that made them and estimated by others, due times are NATS' own, an early
     fetch finds only the events that this process put back, and a fetch may miss an event that was put a moment ago;
-    `arrived` is then called for it. It does not tell new events from tried ones: NEW and DUE fetch as READY does,
-    NEWEST and TRIED too, and then the events that this process put back.
+    `arrived` is then called for it. It does not distinguish new events from tried ones: NEW and DUE fetch as READY
+    does; NEWEST and TRIED too, and then the events that this process put back.
     """
 
     async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:

@@ -1,7 +1,7 @@
 """The concurrency limit: the number of POSTs that may be in flight (additive increase, multiplicative decrease).
 
 First tries are judged in groups that were sent together, each once all of it is answered: judged in the order of the
-answers, slow failures would look like a rising share of them. A group tells of overload where clearly more of it failed
+answers, slow failures would look like a rising share of them. A group shows overload where clearly more of it failed
 than usual, or where its latency rose. A cut after which as many fail changed nothing, and is taken back.
 
 Pure: times are passed in, in seconds of one steady clock.
@@ -23,7 +23,7 @@ STAYING_ALARM = 0.9  # ... and after a false alarm, before which everything fail
 USUAL_RISE = 0.1  # weight of a group with more failures than usual in the usual share
 USUAL_FALL = 0.3  # weight of one with fewer
 LATENCY_RISE = 1.2  # a group whose latency is above the baseline's by this factor ...
-LATENCY_NOISE = 0.01  # ... and these seconds tells of overload
+LATENCY_NOISE = 0.01  # ... and these seconds shows overload
 MIN_LATENCIES = 4  # successes that a group must have for its latency to say something
 BASELINE_RISE = 0.02  # weight of a group with a higher latency than the baseline's
 BASELINE_FALL = 0.5  # weight of one with a lower
@@ -173,7 +173,7 @@ class ConcurrencyLimit:
     ) -> None:
         """Take a cut back that changed nothing; cut again where it helped, but not enough."""
         if excess >= cut.staying * cut.excess and (not self._has_passed or self._is_slow(group)):
-            self._shrink(now, None)  # nothing passes, or slowly: the next cut tells, or the end of the flow
+            self._shrink(now, None)  # nothing passes, or slowly: the next cut decides, or the end of the flow
             self._cut = cut
         elif excess >= cut.staying * cut.excess:
             self._limit = max(self._limit, cut.limit)

@@ -95,7 +95,7 @@ def _is_overload(answer: Answer) -> bool:
 def _delay(attempts: int, retry_after: float | None, max_delay: float, random: Callable[[], float]) -> float:
     """Back off: full jitter under a doubling cap, on top of the delay that the server asks for, `max_delay` at most.
 
-    The jitter goes on top of Retry-After, so that those who were told to wait as long do not all return at once.
+    The jitter goes on top of Retry-After, so that events with the same delay do not all return at once.
     """
     longest = min(max_delay, FIRST_DELAY * 2.0 ** min(attempts - 1, MOST_DOUBLINGS))
     return min(max_delay, (retry_after or 0.0) + random() * longest)

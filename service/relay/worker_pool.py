@@ -154,7 +154,7 @@ class WorkerPool:
         now = self._clock.steady()
         for stored in events:
             self._host.sending(stored, now)
-        numbered = list(zip(self._numbers, events, strict=False))  # an id may come again, in a stream made anew
+        numbered = list(zip(self._numbers, events, strict=False))  # an id may come again, in a stream created again
         worker.held.update((number, (stored, now)) for number, stored in numbered)
         self._in_flight += len(events)
         worker.send(("events", [(number, *stored[1:4]) for number, stored in numbered]))

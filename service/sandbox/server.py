@@ -2,7 +2,7 @@
 
     POST   /event           one record: 200, or 400 with a reason, 401 without the token, 413 over 1 MiB
     GET    /records         the last records as a JSON array, latest last; `?limit=N` for the last N
-    DELETE /records         forgets them and starts every count anew
+    DELETE /records         forgets them and resets every count
     GET    /stats           counts of POSTs, of records and of each answer
     GET    /behaviour       how POSTs are answered now
     POST   /behaviour       changes the answers from now on; a key that is left out gets its default
@@ -113,7 +113,7 @@ class Sandbox:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the records and start every count anew."""
+        """Forget the records and reset every count."""
         self._records.clear()
         self.requests = 0
         self.taken = 0
@@ -165,7 +165,7 @@ class Sandbox:
             await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
-        """Answer one request; the paths are few and one is hot, so a dict tells them apart rather than a router."""
+        """Answer one request; the paths are few and one is hot, so a dict looks them up rather than a router."""
         handler = self._handlers.get((request.method, request.path))
         if handler is not None:
             return await handler(request)

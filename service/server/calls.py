@@ -176,7 +176,7 @@ class Stream:
         context: Context,
         meter: MethodMeter,
         admission: Admission,
-        weigh: Callable[[bytes], int],
+        count_events: Callable[[bytes], int],
         *,
         age_most: float = MAX_STREAM_AGE,
         idle_most: float = MAX_STREAM_IDLE,
@@ -187,14 +187,14 @@ class Stream:
             context: gRPC's side of it.
             meter: counts its messages.
             admission: whose it is.
-            weigh: tells how many events a message holds.
+            count_events: returns the number of events in a message.
             age_most: seconds after which nothing more is read.
             idle_most: seconds to wait for a message.
         """
         self._context = context
         self._meter = meter
         self._bucket = admission.bucket
-        self._weigh = weigh
+        self._count_events = count_events
         self._age_most = age_most
         self._idle_most = idle_most
         self._ends_at = time.monotonic() + age_most
@@ -224,7 +224,7 @@ class Stream:
             self.received += 1
             self._meter.received.inc()
             if self._bucket is not None:
-                self._bucket.charge(self._weigh(message))
+                self._bucket.charge(self._count_events(message))
         return message
 
     async def write(self, message: bytes) -> None:
@@ -275,7 +275,7 @@ def stream(
     service: str,
     name: str,
     handler: Callable[[Stream], Awaitable[None]],
-    weigh: Callable[[bytes], int],
+    count_events: Callable[[bytes], int],
 ) -> Callable[[object, Context], Awaitable[None]]:
     """Wrap a handler that reads and writes as it likes.
 
@@ -284,7 +284,7 @@ def stream(
         service: the full name of its service.
         name: its own name there.
         handler: reads, and answers.
-        weigh: tells how many events a message holds.
+        count_events: returns the number of events in a message.
     """
     method = calls.method("bidi_stream", service, name)
 
@@ -294,7 +294,7 @@ def stream(
         try:
             with calls:
                 call.admit()
-                both = Stream(context, method.meter, call.admission, weigh)
+                both = Stream(context, method.meter, call.admission, count_events)
                 try:
                     await handler(both)
                 finally:
@@ -312,7 +312,7 @@ def parse(message_class: type[Request], request: bytes) -> Request:
     """Parse a request.
 
     Raises:
-        Fault: INVALID_ARGUMENT, where gRPC itself would answer INTERNAL or UNKNOWN.
+        StatusError: INVALID_ARGUMENT, where gRPC itself would answer INTERNAL or UNKNOWN.
     """
     try:
         return message_class.FromString(request)

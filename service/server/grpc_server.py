@@ -25,9 +25,9 @@ MAX_STREAMS = 1000  # calls at a time on one connection; more wait in the caller
 MIN_PING_INTERVAL = 5_000  # milliseconds; ordinary clients ping every 10 s or more
 KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find connections that died silently
 KEEPALIVE_TIMEOUT = 20_000  # milliseconds
-# After this a caller is asked to connect anew, so that callers spread over replicas that were added; gRPC spreads it by
-# a tenth either way. Calls in progress go on meanwhile: the grace is longer than the rest of a stream's life
-# (rpc.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
+# After this a caller is asked to connect again, so that callers spread over added replicas; gRPC spreads it by a tenth
+# either way. Calls in progress go on meanwhile: the grace is longer than the rest of a stream's life
+# (calls.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
 

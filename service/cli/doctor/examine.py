@@ -53,5 +53,5 @@ def _mapping(settings: Settings) -> Finding:
     try:
         load_mapping(settings.mapping_file)
     except PointillistDestinationError as error:
-        return Finding("mapping", Grade.ERROR, str(error), "mend the file, or unset POINTILLIST_MAPPING_FILE")
+        return Finding("mapping", Grade.ERROR, str(error), "fix the file, or unset POINTILLIST_MAPPING_FILE")
     return Finding("mapping", Grade.OK, str(settings.mapping_file or "the built-in one"))

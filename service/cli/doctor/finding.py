@@ -57,7 +57,7 @@ def dead_letters_finding(number: int, reasons: Sequence[tuple[str, int]], most: 
     if not number:
         return Finding("dead letters", Grade.OK, "none")
     text = f"{number}: " + ", ".join(f"{reason} ({many})" for reason, many in reasons)
-    advice = "see pointillist-destination dead-letters list; mend what they say, then dead-letters replay"
+    advice = "see pointillist-destination dead-letters list; fix the cause, then dead-letters replay"
     if number >= most:
         return Finding("dead letters", Grade.ERROR, text, "the relay is paused until there is room: " + advice)
     return Finding("dead letters", Grade.WARNING, text, advice)

@@ -12,7 +12,7 @@ from service.config.units import format_size
 from service.outbox.factory import nats_access, nats_plan
 from service.outbox.jetstream.inspection import Inspection, inspect_streams
 
-MONITORING_PORT = 8222  # where NATS tells of itself, if it was told to, by custom
+MONITORING_PORT = 8222  # the customary port of NATS' monitoring, where it is on
 MONITORING_TIMEOUT = 2.0  # seconds
 
 SYNC_ADVICE = (
@@ -75,18 +75,18 @@ def _streams(found: Inspection, settings: Settings) -> Finding:
 
 
 def _sync(hosts: list[str], port: int) -> Finding:
-    """NATS tells clients nothing of it; its monitoring does, where it is on and can be reached."""
-    told = [answer for host in hosts if (answer := _syncs_always(host, port)) is not None]
-    if not told:
+    """NATS reports it to no client; its monitoring does, where it is on and can be reached."""
+    reported = [answer for host in hosts if (answer := _syncs_always(host, port)) is not None]
+    if not reported:
         text = f"whether NATS writes to disk before it acknowledges cannot be seen from here (no answer at port {port})"
         return Finding("sync_interval", Grade.WARNING, text, SYNC_ADVICE)
-    if not all(told):
+    if not all(reported):
         return Finding("sync_interval", Grade.WARNING, "NATS acknowledges before it writes to disk", SYNC_ADVICE)
-    return Finding("sync_interval", Grade.OK, f"always, on {len(told)} of {len(hosts)} servers; each has to be so")
+    return Finding("sync_interval", Grade.OK, f"always, on {len(reported)} of {len(hosts)} servers; each has to be so")
 
 
 def _syncs_always(host: str, port: int) -> bool | None:
-    """Return True if a server does; None if it does not tell."""
+    """Return True if a server does; None if it does not say."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is reached as clients reach it
     name = f"[{host}]" if ":" in host else host
     try:
@@ -101,5 +101,5 @@ def _backlog(found: Inspection) -> Finding:
     text = f"{waiting}, {found.bytes / 2**20:.1f} MiB; {found.in_work} leased or put back for later"
     events_most, bytes_most = found.bounds
     if 0 < events_most <= found.events or 0 < bytes_most <= found.bytes:
-        return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
+        return Finding("backlog", Grade.ERROR, text, "the outbox is full: fix delivery, or raise its bounds")
     return Finding("backlog", Grade.OK, text)

@@ -23,7 +23,7 @@ def address_finding(settings: Settings) -> Finding:
     parts = urlsplit(settings.api_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if settings.api_proxy is not None:
-        return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can tell more")
+        return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can check more")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:  # the latter for an impossible host name, such as a..b

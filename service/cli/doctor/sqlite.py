@@ -74,5 +74,5 @@ def _backlog(found: Inspection, settings: Settings) -> Finding:
     waiting = {0: "no event waits", 1: "1 event waits"}.get(found.events, f"{found.events} events wait")
     text = f"{waiting}, {found.bytes / 2**20:.1f} MiB"
     if found.bytes >= settings.outbox_max_bytes or (most is not None and found.events >= most):
-        return Finding("backlog", Grade.ERROR, text, "the outbox is full: mend delivery, or raise its bounds")
+        return Finding("backlog", Grade.ERROR, text, "the outbox is full: fix delivery, or raise its bounds")
     return Finding("backlog", Grade.OK, text)

@@ -48,7 +48,7 @@ class BatchReader:
         Args:
             file: the messages.
             batch_size: events in one batch, at most.
-            reject: told, on the reader's thread, of each message that is refused.
+            reject: called, on the reader's thread, with each message that is refused.
         """
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(BATCHES_AHEAD)

@@ -107,7 +107,7 @@ class RefusedFile:
             self._file.close()
             raise SettingsError(
                 f"--refused: {path} holds something already, which is not written over; name a new file, or remove that"
-                " one: sending a file again tells all that is refused in it again"
+                " one: sending a file again reports all of its rejected messages again"
             )
 
     def __enter__(self) -> Self:
