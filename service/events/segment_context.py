@@ -2,7 +2,7 @@
 
 A value whose key the contract names goes to its field; a value without a field, or that does not fit its field, goes to
 the nearest `extra` under its own name, so that nothing of a context is lost. Which fields there are, and of which kind,
-is read from the contract itself. Errors are collected, not raised, so that all of a message's errors are reported at once.
+is read from the contract itself. Errors are collected, not raised, so that all of a message are reported at once.
 """
 
 import re

@@ -37,7 +37,7 @@ class Lease:
     reply: str
     """The reply subject for its settlement; empty if its stream no longer exists."""
     stored_at: int
-    """Milliseconds since the epoch, by the clock of NATS: distinguishes it from an event with the same id in a new stream."""
+    """Milliseconds since the epoch, by the clock of NATS; an event with the same id in a new stream has another."""
     answer_to: str
     """The subject on which to report its delivery; empty if no caller waits for it."""
     extended_at: float
