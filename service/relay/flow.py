@@ -208,7 +208,7 @@ class Flow:
         *,
         event: int,
         now: float,
-        waiting: int,
+        waiting: Callable[[], int],
         retry_after: float = 0.0,
     ) -> Verdict:
         """Count an answer; returns the settlement of its event: ACK, NAK or TERM.
@@ -218,10 +218,9 @@ class Flow:
             decision: the meaning of the answer by itself.
             event: identifies the event.
             now: the time of the answer.
-            waiting: events that may be sent, those in flight included.
+            waiting: returns the number of events that may be sent, those in flight included.
             retry_after: seconds that the answer asks to wait.
         """
-        is_failure = decision.verdict in (Verdict.NAK, Verdict.SETUP)
         if self._mode is State.FLOWING:
             self._concurrency.answered(
                 sent.group,
@@ -241,7 +240,6 @@ class Flow:
             return Verdict.ACK
         if decision.verdict is Verdict.TERM:
             return self._refused(sent, now)
-        assert is_failure
         if sent.is_repeat:
             self._repeats.failed()
         is_setup = decision.verdict is Verdict.SETUP
@@ -294,7 +292,7 @@ class Flow:
         reason: str,
         event: int,
         now: float,
-        waiting: int,
+        waiting: Callable[[], int],
         retry_after: float,
         *,
         is_setup: bool,
@@ -305,7 +303,7 @@ class Flow:
                 self._probe_at = max(self._probe_at, now + retry_after)
                 self._report(cause, reason)
         elif self._outage.failed(
-            event, sent_at=sent.at, now=now, is_repeat=sent.is_repeat, is_setup=is_setup, waiting=waiting
+            event, sent_at=sent.at, now=now, is_repeat=sent.is_repeat, is_setup=is_setup, waiting=waiting()
         ):
             self._probe(cause, reason, now)
         elif self._outage.first_tries >= SUSPICION:

@@ -42,7 +42,8 @@ class Outage:
         """Note a 2xx."""
         self.has_passed = True
         self.last_pass_at = now
-        self.forget()
+        if self._posts:
+            self.forget()
 
     def forget(self) -> None:
         """Begin again to count."""

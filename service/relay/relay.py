@@ -253,7 +253,7 @@ class Relay:
 
     def sending(self, stored: Stored, now: float) -> None:
         """Count a POST that leaves."""
-        is_newest = stored.id in self._from_end
+        is_newest = bool(self._from_end) and stored.id in self._from_end
         if is_newest:
             self._from_end.discard(stored.id)
         self._sent[stored.id] = self._flow.sent(now, is_repeat=stored.attempts > 0, is_newest=is_newest)
@@ -272,7 +272,7 @@ class Relay:
             decision,
             event=stored.id,
             now=now,
-            waiting=self._outbox.stats().events,
+            waiting=self._count_pending,
             retry_after=min(answer.retry_after or 0.0, self._retry_max_delay),
         )
         if not had_passed and self._flow.has_passed:
@@ -296,6 +296,9 @@ class Relay:
         )
         if not self._expire(stored, self._clock.steady(), None, why):
             self._outbox.nak(stored, decision.delay)
+
+    def _count_pending(self) -> int:
+        return self._outbox.stats().events
 
     def rested(self) -> None:
         """Check again for POSTs that are allowed."""

@@ -52,7 +52,7 @@ class Bench:
             decision,
             event=event or next(self._events),
             now=self.now,
-            waiting=waiting,
+            waiting=lambda: waiting,
             retry_after=retry_after,
         )
 

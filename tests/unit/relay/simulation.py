@@ -151,7 +151,7 @@ class Simulation:
             decision,
             event=event.id,
             now=self.now,
-            waiting=self.waiting,
+            waiting=lambda: self.waiting,
             retry_after=min(answer.retry_after or 0.0, RETRY_MAX_DELAY),
         )
         if verdict is Verdict.NAK:
