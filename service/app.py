@@ -256,6 +256,7 @@ class App:
             authenticator = Authenticator(self._callers.current, clock.steady, metrics.rpc.count_caller)
             metrics.rpc.name_callers(self._callers.current().names)
         return Calls(
+            most=self._settings.max_calls,
             authenticator=authenticator,
             metrics=metrics.rpc,
             access_log=AccessLog(clock.steady),

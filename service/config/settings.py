@@ -143,6 +143,10 @@ class Settings(BaseModel):
     duplicate_ids: Annotated[int, whole(1)] = 10_000_000
     """The largest number of remembered message ids; the oldest are forgotten first."""
 
+    max_calls: Annotated[int, whole(1, 100_000)] = 2000
+    """The largest number of calls in progress, over all connections; above it callers get UNAVAILABLE. Each call takes
+    memory, and more of them than two cores can serve only wait for each other."""
+
     dead_letter_max_events: Annotated[int, whole(1)] = 1_000_000
     """The largest number of dead letters. At it the relay pauses rather than lose one."""
 

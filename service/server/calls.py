@@ -35,7 +35,6 @@ from service.telemetry.tracing import CALL, CallSpan, Tracing
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 
-MAX_CALLS = 10_000  # in progress at a time, over all connections
 MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
 MAX_STREAM_IDLE = 600.0  # seconds
 END_OF_STREAM: object = grpc.aio.EOF
@@ -50,6 +49,7 @@ class Calls:
     def __init__(
         self,
         *,
+        most: int,
         authenticator: Authenticator | None = None,
         metrics: GrpcMetrics | None = None,
         access_log: AccessLog | None = None,
@@ -58,11 +58,13 @@ class Calls:
         """Create it.
 
         Args:
+            most: maximum number of calls in progress, over all connections.
             authenticator: admits callers; without it, everybody is admitted.
             metrics: counts calls.
             access_log: logs calls.
             tracing: records a span per call.
         """
+        self._most = most
         self.authenticator = authenticator
         self.access_log = access_log
         self.tracing = tracing
@@ -76,7 +78,7 @@ class Calls:
         return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
-        if self._active >= MAX_CALLS:
+        if self._active >= self._most:
             raise too_many_calls()
         self._active += 1
         self._idle.clear()

@@ -31,7 +31,15 @@ KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
 
+# gRPC's own bounds on calls that no handler has taken up answer CANCELLED, unseen by our code and counted nowhere. They
+# are far above POINTILLIST_MAX_CALLS, so that a burst gets UNAVAILABLE with a time to try again.
+MAX_PENDING_CALLS = 1_000_000  # beyond it gRPC cancels at random, and from three times as many on always
+MAX_PENDING_TIME = 600  # seconds
+
 OPTIONS = (
+    ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 3 * MAX_PENDING_CALLS),
+    ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_TIME),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
     ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE),
     ("grpc.max_concurrent_streams", MAX_STREAMS),

@@ -38,7 +38,7 @@ async def serving(outbox: SqliteOutbox) -> AsyncIterator[grpc.aio.Channel]:
     mapping = load_mapping(None)
     service = DeadLetterService(dead_letters=outbox.dead_letters, mapping=lambda: mapping)
     health = Health(why_dead=lambda: None, why_not_ready=lambda: None, is_getting_through=lambda: True)
-    server = make_server([dead_letter_service.handlers(service, Calls())], [], health, reflect=False)
+    server = make_server([dead_letter_service.handlers(service, Calls(most=100))], [], health, reflect=False)
     address = listen(server, "TEST", Listen("127.0.0.1", 0))
     await server.start()
     try:
