@@ -18,6 +18,7 @@ from service.events.batch_frame import read_batch
 from service.events.validation import Violation
 from service.intake.acceptance import Acceptance, entry_of
 from service.intake.byte_budget import ByteBudget, StreamBudget
+from service.intake.waiting_line import WaitingLine
 from service.outbox.base import Entry
 from service.server import status
 from service.server.calls import END_OF_STREAM, Stream
@@ -48,7 +49,7 @@ class BatchSend:
     def __init__(self, acceptance: Acceptance, draining: asyncio.Event) -> None:
         self._acceptance = acceptance
         self._draining = draining
-        self._waiting_for_capacity = asyncio.Lock()
+        self._line = WaitingLine()
         self._reading: set[asyncio.Future[bytes]] = set()
         self._budget = ByteBudget(MAX_BATCH_BYTES)
 
@@ -157,20 +158,32 @@ class BatchSend:
     async def _put(self, entries: Sequence[Entry]) -> list[bool]:
         """Store events; a batch that was read waits for the outbox instead of failing.
 
-        Batches that wait are stored in the order they came in: an answer would otherwise wait for those behind it,
-        which need the capacity just as much.
+        Batches are put in the order they came in, also after a refusal: the order of a stream's events is kept, and an
+        answer would otherwise wait for those behind it, which need the capacity just as much. A place is left before
+        the put is awaited, so that the next batch shares its commit.
         """
-        sink = self._acceptance.sink
-        if not self._waiting_for_capacity.locked():
+        sink, line = self._acceptance.sink, self._line
+        number = line.arrive()
+        if line.is_empty():
             with contextlib.suppress(OutboxUnavailableError):
                 return await sink.put(entries)
-        async with self._waiting_for_capacity:
-            while True:
-                await self._unless_draining(sink.has_room())
-                try:
-                    return await sink.put(entries)
-                except OutboxUnavailableError as error:
-                    await self._unless_draining(asyncio.sleep(min(error.retry_after, MAX_FULL_PAUSE)))
+        pause = 0.0
+        while True:
+            with line.place(number):
+                await self._unless_draining(asyncio.sleep(pause))
+                await self._unless_draining(self._may_put(number))
+            try:
+                return await sink.put(entries)
+            except OutboxUnavailableError as error:
+                pause = min(error.retry_after, MAX_FULL_PAUSE)
+
+    async def _may_put(self, number: int) -> None:
+        """Return once a waiting batch is the first, and the outbox has capacity."""
+        while True:
+            await self._line.first(number)
+            await self._acceptance.sink.has_room()
+            if self._line.is_first(number):  # one that was refused meanwhile may be back in its place
+                return
 
     async def _unless_draining(self, awaitable: Awaitable[object]) -> None:
         """Await something.

@@ -45,7 +45,7 @@ async def answers(target: str, calls: int, per_connection: int) -> "Counter[tupl
 def details(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
     """Return the ErrorInfo's reason and whether there is a RetryInfo."""
     metadata = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))  # type: ignore[arg-type]
+    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     reason, has_retry = "", False
     for detail in status.details:

@@ -61,6 +61,22 @@ class GroupCommit:
         self.put_events += len(entries)
         self.put_bytes += sum(len(entry.payload) for entry in entries)
 
+    def resolve(self) -> None:
+        """Give each future its outcome. Called on the event loop."""
+        for future, result in self.done:
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def refuse_puts(self, error: OutboxUnavailableError) -> list[tuple["asyncio.Future[Any]", Any]]:
+        """Take the puts out, and return the outcome of each, so that none overtakes those that were refused before."""
+        refused: list[tuple[asyncio.Future[Any], Any]] = [(future, error) for _, future in self.puts]
+        self.puts, self.put_events, self.put_bytes = [], 0, 0
+        return refused
+
     def settlements(self) -> int:
         """Return the number of events that it settles."""
         return len(self.acks) + len(self.naks) + len(self.terms)

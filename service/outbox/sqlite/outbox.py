@@ -312,13 +312,9 @@ class SqliteOutbox:
         else:
             self._capacity.note_drained(len(done.acks) + len(done.terms))
         self._note_disk(done)
-        for future, result in done.done:
-            if future.done():
-                continue
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+        if done.refused is not None:
+            done.done += following.refuse_puts(done.refused)
+        done.resolve()
         for stored in done.new:
             self._tail.append(stored)
         if done.calls:  # a replay adds events that were never in the tail

@@ -61,6 +61,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         "disk_free_floor": "512MiB",
         "duplicate_window": "1d",
         "duplicate_ids": "10000000",
+        "max_calls": "2000",
         "dead_letter_max_events": "1000000",
         "relay_replicas": "1",
         "relay_workers": "0",
