@@ -6,7 +6,6 @@ once, executemany 64 times.
 """
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -17,7 +16,8 @@ from service.outbox.base import DeadLetter, Entry, Pick, Refusal, Stored
 from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.disk import disk_error, has_no_space
 from service.outbox.sqlite.group_commit import Counts
-from service.outbox.sqlite.opening import damaged, open_database, take_lock
+from service.outbox.sqlite.lock import OutboxLock
+from service.outbox.sqlite.opening import open_database, unusable
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows per statement
@@ -70,7 +70,8 @@ class Database:
         self.evictions = 0
         """message_ids forgotten to keep the window within its count."""
         self._evicting = 0  # the same, of the current transaction
-        self._lock = take_lock(path)
+        path = path.resolve()
+        self._lock = OutboxLock(path)
         try:
             self._connection = open_database(path)
             self._page_size = int(self._one("PRAGMA page_size")[0])
@@ -80,9 +81,9 @@ class Database:
                 self.oldest_at()
             except sqlite3.Error as error:
                 self._connection.close()
-                raise damaged(path, error) from error
+                raise unusable(path, error) from error
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
         self.dead_letters = DeadLetterTable(self._connection, self._requeue)
         self.cursor = 0
@@ -93,7 +94,7 @@ class Database:
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
         self._connection.close()
-        os.close(self._lock)
+        self._lock.release()
 
     # -- transactions
 
@@ -120,7 +121,7 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError):
-                raise disk_error(error, lambda: has_no_space(self._lock)) from error
+                raise disk_error(error, lambda: has_no_space(self._lock.descriptor)) from error
             raise
         self.evictions += self._evicting
         self.counts += change

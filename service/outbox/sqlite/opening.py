@@ -1,9 +1,7 @@
-"""Opens and locks the SQLite file of the outbox, and creates or migrates its schema. Refuses a foreign file."""
+"""Opens the SQLite file of the outbox, and creates or migrates its schema. Refuses a foreign file."""
 
 import contextlib
-import fcntl
 import importlib.resources
-import os
 import sqlite3
 from pathlib import Path
 
@@ -15,48 +13,35 @@ OLDEST_VERSION = 1  # each schema_N.sql migrates from version N - 1
 CACHE_SIZE = 16  # MiB of pages
 CHECKPOINT_PAGES = 4000  # 16 MiB of log; fewer checkpoints write a hot page fewer times
 
-
-def take_lock(path: Path) -> int:
-    """Lock the outbox, as SQLite itself would let two servers in; return the descriptor of the lock file.
-
-    The lock is on a separate file, because closing any descriptor of the database file would drop SQLite's locks.
-
-    Raises:
-        OutboxUnusableError: another server holds the lock, or the lock file cannot be created.
-    """
-    name = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        message = f"outbox {path}: cannot create {name}: {error.strerror}; the folder must exist and be writable"
-        raise OutboxUnusableError(message) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        message = (
-            f"outbox {path}: in use by another server (process {holder}); stop it, or give this one another"
-            " POINTILLIST_OUTBOX_URL"
-        )
-        raise OutboxUnusableError(message) from error
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
+MIN_SQLITE = (3, 37, 0)  # the first with STRICT tables
+MOVE_IT_AWAY = (
+    "Move it away together with its -wal file (docs/runbook.md describes how to save its events), or set"
+    " POINTILLIST_OUTBOX_URL to another file"
+)
+ADVICE = {
+    sqlite3.SQLITE_CORRUPT: f"it is damaged. {MOVE_IT_AWAY}",
+    sqlite3.SQLITE_NOTADB: f"it is damaged or not an outbox. {MOVE_IT_AWAY}",
+    sqlite3.SQLITE_FULL: "the disk is full, and the file is not damaged: free some space and start again",
+    sqlite3.SQLITE_READONLY: "it or its folder cannot be written, and it is not damaged: check the permissions",
+    sqlite3.SQLITE_BUSY: "another program has locked it, and it is not damaged: end that program, or wait for it",
+    sqlite3.SQLITE_IOERR: "the disk failed, which does not mean that the file is damaged: leave it, and check the disk",
+    sqlite3.SQLITE_CANTOPEN: "it must be a file, in a folder, that this user can read and write",
+}
+OTHER_ADVICE = "leave the file where it is; docs/runbook.md describes how to examine it"
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the file, creating it if it does not exist.
+    """Open the file, which exists, and create its schema if it is empty.
 
     Raises:
-        OutboxUnusableError: the file is foreign, damaged, of a newer version, or cannot be opened.
+        OutboxUnusableError: the file is foreign, damaged, of a newer version, or cannot be opened, or SQLite is too
+            old.
     """
+    _check_library(path)
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # readable by its owner only
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    except (OSError, sqlite3.Error) as error:
-        message = f"outbox {path}: cannot be opened: {error}; it must be a file that this user can read and write"
-        raise OutboxUnusableError(message) from error
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
     try:
         _check(connection, path)
         for pragma in (
@@ -71,19 +56,17 @@ def open_database(path: Path) -> sqlite3.Connection:
         _migrate(connection)
     except sqlite3.Error as error:
         connection.close()
-        raise damaged(path, error) from error
+        raise unusable(path, error) from error
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def damaged(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
-    """Return the error for a file that SQLite cannot read."""
-    return OutboxUnusableError(
-        f"outbox {path}: {error}; it is damaged or not an outbox. Move it away together with its -wal file"
-        " (docs/runbook.md describes how to save its events), or set POINTILLIST_OUTBOX_URL to another file"
-    )
+def unusable(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
+    """Return the error for a file on which SQLite failed; only two of its codes mean that the file is damaged."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
+    return OutboxUnusableError(f"outbox {path}: {error}; {ADVICE.get(code, OTHER_ADVICE)}")
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
@@ -92,6 +75,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     Raises:
         OutboxUnusableError: the file is foreign, damaged, of another version, or cannot be opened.
     """
+    _check_library(path)
     with contextlib.ExitStack() as on_failure:
         try:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
@@ -99,11 +83,21 @@ def open_read_only(path: Path) -> sqlite3.Connection:
             _check(connection, path)
             version = _pragma(connection, "user_version")
         except sqlite3.Error as error:
-            raise OutboxUnusableError(f"outbox {path}: {error}; it is damaged, or not an outbox") from error
+            raise unusable(path, error) from error
         if version != SCHEMA_VERSION:
             raise OutboxUnusableError(f"outbox {path}: of an earlier version; the next start of serve migrates it")
         on_failure.pop_all()
     return connection
+
+
+def _check_library(path: Path) -> None:
+    """Refuse a SQLite that does not know STRICT tables, and would call every outbox a damaged one."""
+    if sqlite3.sqlite_version_info < MIN_SQLITE:
+        message = (
+            f"outbox {path}: SQLite {sqlite3.sqlite_version} is too old: needed is {'.'.join(map(str, MIN_SQLITE))} or newer;"
+            " use a Python that has it, or an outbox on NATS. Nothing is wrong with the file"
+        )
+        raise OutboxUnusableError(message)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

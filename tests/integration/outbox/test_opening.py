@@ -1,15 +1,19 @@
 """Opening the outbox's file: what is refused, with what words, and that nothing foreign is touched."""
 # ruff: noqa: ASYNC240  the files are small, and nothing else goes on meanwhile
 
+import fcntl
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from service.errors import OutboxUnusableError
+from service.outbox.sqlite.opening import unusable
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
 from tests.support.outboxes import open_outbox, opened
@@ -56,6 +60,99 @@ async def test_an_outbox_in_use_is_refused_and_its_process_named(path: Path) -> 
         words = await refusal(path)
         assert f"in use by another server (process {os.getpid()})" in words
         assert "POINTILLIST_OUTBOX_URL" in words
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+async def test_an_outbox_in_use_is_refused_under_another_name(path: Path, link: Callable[[Path, Path], None]) -> None:
+    async with opened(path, HandClock()) as outbox:
+        # given
+        other = path.with_name("other.db")
+        link(other, path)
+
+        # when
+        with pytest.raises(OutboxUnusableError, match=r"in use by another server|2 names \(hard links\)"):
+            open_outbox(other, HandClock())
+
+        # then the server that has it is not disturbed
+        await outbox.put(entries(200))
+    other.unlink()
+    async with opened(path, HandClock()) as outbox:
+        assert outbox.stats().events == 200
+
+
+async def test_the_files_own_inode_is_locked_beside_the_lock_file_of_earlier_versions(path: Path) -> None:
+    async with opened(path, HandClock()):
+        for locked in (path, path.with_name("outbox.db.lock")):
+            with locked.open("rb") as file, pytest.raises(BlockingIOError):
+                flocked(file.fileno())
+
+
+def flocked(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_a_file_with_a_second_name_is_refused_and_backups_named(path: Path) -> None:
+    await fill(path)
+    path.with_name("backup.db").hardlink_to(path)
+    assert "Backups by hard links" in await refusal(path)
+
+
+async def test_a_symbolic_link_is_followed(path: Path) -> None:
+    await fill(path)
+    link = path.with_name("link.db")
+    link.symlink_to(path.name)
+    async with opened(link, HandClock()) as outbox:
+        assert outbox.stats().events == 200
+        assert not list(path.parent.glob("link.db-*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (sqlite3.SQLITE_FULL, "the disk is full, and the file is not damaged"),
+        (sqlite3.SQLITE_BUSY, "another program has locked it"),
+        (sqlite3.SQLITE_READONLY, "check the permissions"),
+        (sqlite3.SQLITE_IOERR_READ, "check the disk"),
+        (sqlite3.SQLITE_NOMEM, "leave the file where it is"),
+    ],
+)
+def test_only_damage_is_called_damage(path: Path, code: int, words: str) -> None:
+    error = sqlite3.OperationalError("cause")
+    error.sqlite_errorcode = code
+    message = str(unusable(path, error))
+    assert words in message
+    assert "Move it away" not in message
+    assert "it is damaged" not in message
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB])
+def test_damage_is_called_damage(path: Path, code: int) -> None:
+    error = sqlite3.DatabaseError("cause")
+    error.sqlite_errorcode = code
+    assert "it is damaged" in str(unusable(path, error))
+    assert "Move it away" in str(unusable(path, error))
+
+
+async def test_a_file_that_another_program_locks_is_not_called_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(path)
+    connect = partial(sqlite3.connect, timeout=0.0)
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **{**more, "timeout": 0.0}))
+    with closing(connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE counter SET seen = seen")
+        with pytest.raises(OutboxUnusableError, match="another program has locked it, and it is not damaged"):
+            open_outbox(path, HandClock())
+
+
+async def test_an_old_sqlite_is_said_to_be_too_old(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await fill(path)
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    words = await refusal(path)
+    assert "needed is 3.37.0 or newer" in words
+    assert "damaged" not in words
 
 
 async def test_an_outbox_is_free_again_once_it_was_closed(path: Path) -> None:
