@@ -13,6 +13,7 @@
         ├── OutboxUnusableError the outbox cannot be opened; the message advises              (exit code 2)
         └── OutboxUnavailableError      nothing is stored now; trying again later makes sense
             ├── OutboxFullError         a bound of the outbox, of its disk or of a stream is reached
+            ├── OutboxDamagedError      a page of the file cannot be read; other events may be stored
             ├── OutboxClosedError       the outbox was closed, because the server shuts down
             └── JetStreamError          JetStream answered with an error other than such a bound
 
@@ -122,6 +123,10 @@ class OutboxUnavailableError(OutboxError):
 
 class OutboxFullError(OutboxUnavailableError):
     """A bound is reached: events, bytes, free space, a quota, or a stream's own limit."""
+
+
+class OutboxDamagedError(OutboxUnavailableError):
+    """A damaged page of the outbox file was met; what does not need that page can be stored and read."""
 
 
 class OutboxClosedError(OutboxUnavailableError):

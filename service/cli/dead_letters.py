@@ -20,7 +20,7 @@ from service.cli.client import Target, find_target, is_from_server, no_server, o
 from service.cli.console import NOT_EVERYTHING, output, say
 from service.cli.console import show as show_lines
 from service.cli.input_file import on_one_line
-from service.errors import SendingError, SettingsError
+from service.errors import OutputError, SendingError, SettingsError
 from service.events.message import event_type
 from service.events.segment_time import read_time
 
@@ -90,8 +90,29 @@ def show(
             answer = call("Get", request)
             shown = json_format.MessageToDict(answer)
             # A record has its labels and numbers always, as on the wire; an event only the fields that its sender set.
-            shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
+            if answer.HasField("record"):
+                shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
             show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
+
+
+@commands.command()
+def export(
+    id_: Annotated[int, typer.Argument(metavar="ID", min=1)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    target: _Target = None,
+    ca_file: _CaFile = None,
+    token_file: _TokenFile = None,
+) -> None:
+    """Write the stored bytes of a dead letter to a new file: raw, or the event in protobuf's binary form."""
+    with _service(find_target(target, ca_file, token_file)) as call:
+        letter = call("Get", dead_letter_service_pb2.GetRequest(id=id_)).dead_letter
+    content = letter.event.SerializeToString() if letter.HasField("event") else letter.raw
+    try:
+        with file.open("xb") as output_file:
+            output_file.write(content)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written: {error.strerror}") from error
+    show_lines(f"{file}: {len(content)} bytes")
 
 
 def _add_command(
@@ -124,7 +145,10 @@ def _add_command(
 
 
 def _replay(call: _Call, which: dead_letter_service_pb2.DeadLetterFilter, is_all: bool) -> int:
-    replayed: int = call("Replay", dead_letter_service_pb2.ReplayRequest(filter=which, all=is_all)).replayed
+    response = call("Replay", dead_letter_service_pb2.ReplayRequest(filter=which, all=is_all))
+    if response.still_invalid:
+        say(f"left, because they are no events: {response.still_invalid}; export shows their bytes")
+    replayed: int = response.replayed
     return replayed
 
 
@@ -195,7 +219,7 @@ def _line(letter: dead_letter_service_pb2.DeadLetter) -> str:
         tried,
         letter.reason,
         "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts",
-        event_type(letter.event),
+        event_type(letter.event) if letter.HasField("event") else "(no event)",
         letter.message_id,
         letter.detail,
     )

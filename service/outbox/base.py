@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 
 from service.errors import OutboxUnavailableError
 
+UNREADABLE = "unreadable"
+"""The reason of a dead letter whose stored bytes do not parse: a replay leaves it."""
+
 
 class Entry(NamedTuple):
     """An event to be stored.
@@ -55,7 +58,7 @@ class Refusal:
     """The reason why an event became a dead letter."""
 
     reason: str
-    """A bounded vocabulary: the HTTP status ("400"), or "max_age"."""
+    """A bounded vocabulary: the HTTP status ("400"), "max_age", or UNREADABLE."""
     status: int | None
     """The response's HTTP status; None if there was no response."""
     detail: str
@@ -194,6 +197,8 @@ class DeadLetters(Protocol):
     async def replay(self, which: DeadLetterFilter) -> int:
         """Move dead letters to the end of the queue, with their message_ids; return the number moved.
 
+        Those with the reason UNREADABLE are left.
+
         Raises:
             OutboxFullError: there is no capacity for pending events.
         """
@@ -230,6 +235,10 @@ class OpenOutbox(Sink, Queue, Memory, Protocol):
     @property
     def evictions(self) -> int:
         """message_ids that the duplicate window forgot to stay within its count, since start."""
+
+    @property
+    def parked(self) -> int:
+        """Settlements that could not be stored by themselves, since start; their events are kept until a restart."""
 
     def broken(self) -> str | None:
         """Return the reason why only a restart of the process helps; None while the outbox works."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from pointillist_destination.v1 import event_pb2
 from service.clock import Clock
@@ -123,6 +124,8 @@ class LocalSender:
         for stored in events:
             try:
                 body = mapping.encode(event_pb2.Event.FromString(stored.payload), stored.accepted_at)
+            except DecodeError:
+                self._host.unreadable(stored)
             except Exception:
                 log.exception("unexpected error; the event is kept and tried again", message_id=stored.message_id)
                 self._host.failed(stored, UNEXPECTED)

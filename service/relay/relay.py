@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from service.clock import Clock, Timer
-from service.outbox.base import Pick, Queue, Refusal, Stored
+from service.outbox.base import UNREADABLE, Pick, Queue, Refusal, Stored
 from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer, Failure
 from service.relay.flow import Cause, Flow, Sent, State
@@ -283,6 +283,14 @@ class Relay:
         """Put an event back on which our own code failed, or give it up if that has lasted too long."""
         self._abandon(stored)
         if not self._expire(stored, self._clock.steady(), None, why):
+            self._outbox.nak(stored, ERROR_DELAY)
+
+    def unreadable(self, stored: Stored) -> None:
+        """Give up an event whose stored bytes do not parse; while there is no capacity for it, put it back."""
+        self._abandon(stored)
+        if self._has_capacity_for_dead_letter():
+            self._term(stored, Refusal(UNREADABLE, None, "the stored bytes are not an Event: the disk changed them"))
+        else:
             self._outbox.nak(stored, ERROR_DELAY)
 
     def lost(self, stored: Stored, why: str) -> None:

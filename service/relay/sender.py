@@ -38,6 +38,9 @@ class SenderHost(Protocol):
     def failed(self, stored: Stored, why: str) -> None:
         """Handle an event that was not delivered because of an error of this service, which may well recur."""
 
+    def unreadable(self, stored: Stored) -> None:
+        """Handle an event whose stored bytes do not parse, so that it can never be sent."""
+
     def lost(self, stored: Stored, why: str) -> None:
         """Handle an event whose worker ended; it may have been POSTed."""
 

@@ -19,7 +19,7 @@ from service.clock import SystemClock
 from service.errors import SettingsError
 from service.mapping.mapping import Mapping
 from service.mapping.mapping_file import compile_mapping
-from service.outbox.base import Stored
+from service.outbox.base import UNREADABLE, Stored
 from service.pointillist.answer import Answer
 from service.pointillist.client import connect
 from service.relay.local_sender import LocalSender
@@ -97,6 +97,10 @@ class Worker:
     def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  it is in this process's log
         """Report that an event was not POSTed."""
         self._report((stored.id, None))
+
+    def unreadable(self, stored: Stored) -> None:
+        """Report an event whose bytes do not parse."""
+        self._report((stored.id, UNREADABLE))
 
     def lost(self, stored: Stored, why: str) -> None:
         """Report that an event was not POSTed; a local sender loses none."""

@@ -214,6 +214,8 @@ class WorkerPool:
             try:
                 if outcome is None:
                     self._host.failed(stored, UNEXPECTED)
+                elif isinstance(outcome, str):
+                    self._host.unreadable(stored)
                 else:
                     answer = SUCCESS[outcome - 200] if isinstance(outcome, int) else outcome
                     self._host.answered(stored, answer, handed_over_at, now)

@@ -37,8 +37,9 @@ Order: TypeAlias = (
 )
 """A frame to a worker after the first: the text of a mapping file, an API token, or events to be sent with them."""
 
-Outcome: TypeAlias = tuple[int, int | Answer | None]
-"""The outcome of an event: its number; the status of a 2xx, any other answer, or None for an error of this service.
+Outcome: TypeAlias = tuple[int, int | Answer | str | None]
+"""The outcome of an event: its number; the status of a 2xx, any other answer, UNREADABLE for bytes that do not parse,
+or None for an error of this service.
 
 A frame to the server is a list of these; the first, once a worker is able to work, is an empty one.
 """

@@ -1,16 +1,18 @@
 """DeadLetterService: lists, shows, replays and deletes the events that were given up."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointillist_destination.v1 import dead_letter_service_pb2, event_pb2
 from service.events.validation import Violation, timestamp_violations
 from service.mapping.mapping import Mapping
-from service.outbox.base import DeadLetter, DeadLetterFilter, DeadLetters
+from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, DeadLetters
 from service.server import status
 from service.server.calls import Calls, Context, parse, unary
 
@@ -71,17 +73,30 @@ class DeadLetterService:
         if not letters:
             raise status.invalid([Violation("id", f"is {parsed.id}; there is no such dead letter, List shows them")])
         [letter] = letters
-        event = event_pb2.Event.FromString(letter.payload)
-        response = dead_letter_service_pb2.GetResponse(
-            dead_letter=_message(letter), record=self._mapping().record(event, letter.accepted_at)
-        )
+        response = dead_letter_service_pb2.GetResponse(dead_letter=_message(letter))
+        if response.dead_letter.HasField("event"):
+            record = self._mapping().record(response.dead_letter.event, letter.accepted_at)
+            response.record.CopyFrom(record)
         return response.SerializeToString()
 
     async def replay(self, request: bytes, _: Context) -> bytes:
         """Put some back into the queue."""
         which = _choice(parse(dead_letter_service_pb2.ReplayRequest, request))
         replayed = await self._dead_letters.replay(which)
-        return dead_letter_service_pb2.ReplayResponse(replayed=replayed).SerializeToString()
+        left = await self._count_unreadable(which)
+        response = dead_letter_service_pb2.ReplayResponse(replayed=replayed, still_invalid=left)
+        return response.SerializeToString()
+
+    async def _count_unreadable(self, which: DeadLetterFilter) -> int:
+        """Count the dead letters of a filter that a replay leaves."""
+        if which.reason not in {None, UNREADABLE}:
+            return 0
+        unreadable = dataclasses.replace(which, reason=UNREADABLE)
+        count = after = 0
+        while letters := await self._dead_letters.list(unreadable, after=after, limit=PAGE_SIZE):
+            count += len(letters)
+            after = letters[-1].id
+        return count
 
     async def delete(self, request: bytes, _: Context) -> bytes:
         """Delete some for good."""
@@ -140,10 +155,9 @@ def _timestamp(milliseconds: int) -> Timestamp:
 
 
 def _message(letter: DeadLetter) -> dead_letter_service_pb2.DeadLetter:
-    return dead_letter_service_pb2.DeadLetter(
+    message = dead_letter_service_pb2.DeadLetter(
         id=letter.id,
         message_id=letter.message_id,
-        event=event_pb2.Event.FromString(letter.payload),
         reason=letter.refusal.reason,
         status=letter.refusal.status or 0,
         detail=letter.refusal.detail,
@@ -152,6 +166,11 @@ def _message(letter: DeadLetter) -> dead_letter_service_pb2.DeadLetter:
         first_attempt_at=_timestamp(letter.first_attempt_at),
         last_attempt_at=_timestamp(letter.last_attempt_at),
     )
+    try:
+        message.event.CopyFrom(event_pb2.Event.FromString(letter.payload))
+    except DecodeError:
+        message.raw = letter.payload
+    return message
 
 
 def handlers(service: DeadLetterService, calls: Calls) -> grpc.GenericRpcHandler:

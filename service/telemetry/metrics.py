@@ -15,12 +15,13 @@ from service.telemetry.grpc_metrics import GrpcMetrics
 
 EventOutcome = Literal["accepted", "duplicate", "filtered", "rejected", "validated"]
 AnswerClass = Literal["2xx", "4xx", "429", "5xx", "timeout", "refused", "reset", "dns", "other"]
-DeadLetterReason = Literal["refused", "max_age"]
+DeadLetterReason = Literal["refused", "max_age", "unreadable"]
 PauseReason = Literal["setup", "refusals", "outage", "dead_letters_full"]
 RelayState = Literal["flowing", "probing", "paused"]
 ReloadOutcome = Literal["taken_up", "refused"]
 Loop = Literal["relay", "writer", "health"]
 
+_DEAD_LETTER_REASONS: Final[dict[str, DeadLetterReason]] = {name: name for name in get_args(DeadLetterReason)}
 _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_args(AnswerClass)}
 
 # Seconds. Loopback answers within the first buckets; the default request timeout of 10 s has one of its own.
@@ -147,8 +148,8 @@ class Metrics:
         self.delivery_seconds.observe(seconds)
 
     def count_dead_letter(self, reason: str) -> None:
-        """Count an event that became a dead letter: `max_age`, or the status with which Pointillist refused it."""
-        self.dead_lettered["max_age" if reason == "max_age" else "refused"].inc()
+        """Count a dead letter: `max_age`, `unreadable`, or the status with which Pointillist refused the event."""
+        self.dead_lettered[_DEAD_LETTER_REASONS.get(reason, "refused")].inc()
 
     def count_events(self, **counts: int) -> None:
         """Count events by outcome, such as `accepted=98, rejected=2`."""

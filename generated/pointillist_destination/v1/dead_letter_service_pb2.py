@@ -27,7 +27,7 @@ from pointillist_destination.v1 import event_pb2 as pointillist__destination_dot
 from pointillist_destination.v1 import record_pb2 as pointillist__destination_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4pointillist_destination/v1/dead_letter_service.proto\x12\x1apointillist_destination.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pointillist_destination/v1/event.proto\x1a\'pointillist_destination/v1/record.proto\"\xbc\x02\n\nDeadLetter\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12\x30\n\x05\x65vent\x18\x03 \x01(\x0b\x32!.pointillist_destination.v1.Event\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x66irst_attempt_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_attempt_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaa\x01\n\x10\x44\x65\x61\x64LetterFilter\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x0bListRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x0cListResponse\x12<\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32&.pointillist_destination.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\x04\"~\n\x0bGetResponse\x12;\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32&.pointillist_destination.v1.DeadLetter\x12\x32\n\x06record\x18\x02 \x01(\x0b\x32\".pointillist_destination.v1.Record\"Z\n\rReplayRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"\"\n\x0eReplayResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x04\"Z\n\rDeleteRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x32\x9c\x03\n\x11\x44\x65\x61\x64LetterService\x12^\n\x04List\x12\'.pointillist_destination.v1.ListRequest\x1a(.pointillist_destination.v1.ListResponse\"\x03\x90\x02\x01\x12[\n\x03Get\x12&.pointillist_destination.v1.GetRequest\x1a\'.pointillist_destination.v1.GetResponse\"\x03\x90\x02\x01\x12\x64\n\x06Replay\x12).pointillist_destination.v1.ReplayRequest\x1a*.pointillist_destination.v1.ReplayResponse\"\x03\x90\x02\x02\x12\x64\n\x06\x44\x65lete\x12).pointillist_destination.v1.DeleteRequest\x1a*.pointillist_destination.v1.DeleteResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n4pointillist_destination/v1/dead_letter_service.proto\x12\x1apointillist_destination.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&pointillist_destination/v1/event.proto\x1a\'pointillist_destination/v1/record.proto\"\xc9\x02\n\nDeadLetter\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12\x30\n\x05\x65vent\x18\x03 \x01(\x0b\x32!.pointillist_destination.v1.Event\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x66irst_attempt_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_attempt_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03raw\x18\x0b \x01(\x0c\"\xaa\x01\n\x10\x44\x65\x61\x64LetterFilter\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x0bListRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x0cListResponse\x12<\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32&.pointillist_destination.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\x04\"~\n\x0bGetResponse\x12;\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32&.pointillist_destination.v1.DeadLetter\x12\x32\n\x06record\x18\x02 \x01(\x0b\x32\".pointillist_destination.v1.Record\"Z\n\rReplayRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"9\n\x0eReplayResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x04\x12\x15\n\rstill_invalid\x18\x03 \x01(\x04\"Z\n\rDeleteRequest\x12<\n\x06\x66ilter\x18\x01 \x01(\x0b\x32,.pointillist_destination.v1.DeadLetterFilter\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"!\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x32\x9c\x03\n\x11\x44\x65\x61\x64LetterService\x12^\n\x04List\x12\'.pointillist_destination.v1.ListRequest\x1a(.pointillist_destination.v1.ListResponse\"\x03\x90\x02\x01\x12[\n\x03Get\x12&.pointillist_destination.v1.GetRequest\x1a\'.pointillist_destination.v1.GetResponse\"\x03\x90\x02\x01\x12\x64\n\x06Replay\x12).pointillist_destination.v1.ReplayRequest\x1a*.pointillist_destination.v1.ReplayResponse\"\x03\x90\x02\x02\x12\x64\n\x06\x44\x65lete\x12).pointillist_destination.v1.DeleteRequest\x1a*.pointillist_destination.v1.DeleteResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,25 +43,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEADLETTERSERVICE'].methods_by_name['Delete']._loaded_options = None
   _globals['_DEADLETTERSERVICE'].methods_by_name['Delete']._serialized_options = b'\220\002\002'
   _globals['_DEADLETTER']._serialized_start=199
-  _globals['_DEADLETTER']._serialized_end=515
-  _globals['_DEADLETTERFILTER']._serialized_start=518
-  _globals['_DEADLETTERFILTER']._serialized_end=688
-  _globals['_LISTREQUEST']._serialized_start=690
-  _globals['_LISTREQUEST']._serialized_end=804
-  _globals['_LISTRESPONSE']._serialized_start=806
-  _globals['_LISTRESPONSE']._serialized_end=907
-  _globals['_GETREQUEST']._serialized_start=909
-  _globals['_GETREQUEST']._serialized_end=933
-  _globals['_GETRESPONSE']._serialized_start=935
-  _globals['_GETRESPONSE']._serialized_end=1061
-  _globals['_REPLAYREQUEST']._serialized_start=1063
-  _globals['_REPLAYREQUEST']._serialized_end=1153
-  _globals['_REPLAYRESPONSE']._serialized_start=1155
-  _globals['_REPLAYRESPONSE']._serialized_end=1189
-  _globals['_DELETEREQUEST']._serialized_start=1191
-  _globals['_DELETEREQUEST']._serialized_end=1281
-  _globals['_DELETERESPONSE']._serialized_start=1283
-  _globals['_DELETERESPONSE']._serialized_end=1316
-  _globals['_DEADLETTERSERVICE']._serialized_start=1319
-  _globals['_DEADLETTERSERVICE']._serialized_end=1731
+  _globals['_DEADLETTER']._serialized_end=528
+  _globals['_DEADLETTERFILTER']._serialized_start=531
+  _globals['_DEADLETTERFILTER']._serialized_end=701
+  _globals['_LISTREQUEST']._serialized_start=703
+  _globals['_LISTREQUEST']._serialized_end=817
+  _globals['_LISTRESPONSE']._serialized_start=819
+  _globals['_LISTRESPONSE']._serialized_end=920
+  _globals['_GETREQUEST']._serialized_start=922
+  _globals['_GETREQUEST']._serialized_end=946
+  _globals['_GETRESPONSE']._serialized_start=948
+  _globals['_GETRESPONSE']._serialized_end=1074
+  _globals['_REPLAYREQUEST']._serialized_start=1076
+  _globals['_REPLAYREQUEST']._serialized_end=1166
+  _globals['_REPLAYRESPONSE']._serialized_start=1168
+  _globals['_REPLAYRESPONSE']._serialized_end=1225
+  _globals['_DELETEREQUEST']._serialized_start=1227
+  _globals['_DELETEREQUEST']._serialized_end=1317
+  _globals['_DELETERESPONSE']._serialized_start=1319
+  _globals['_DELETERESPONSE']._serialized_end=1352
+  _globals['_DEADLETTERSERVICE']._serialized_start=1355
+  _globals['_DEADLETTERSERVICE']._serialized_end=1767
 # @@protoc_insertion_point(module_scope)

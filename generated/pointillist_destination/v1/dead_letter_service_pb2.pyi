@@ -37,21 +37,24 @@ class DeadLetter(_message.Message):
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     FIRST_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
     LAST_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The dead letter's id, unique on this server."""
     message_id: _builtins.str
     """The event's message_id."""
     reason: _builtins.str
-    """The reason: the HTTP status such as "400", or "max_age"."""
+    """The reason: the HTTP status such as "400", "max_age", or "unreadable" if the stored bytes are no event."""
     status: _builtins.int
     """The HTTP status of the last answer; zero if there was none."""
     detail: _builtins.str
     """The start of the last answer's body, or the failure."""
     attempts: _builtins.int
     """Number of attempts to send the event."""
+    raw: _builtins.bytes
+    """The stored bytes of an event that does not parse, as after damage to the disk."""
     @_builtins.property
     def event(self) -> _event_pb2.Event:
-        """The event as it was accepted."""
+        """The event as it was accepted; unset if raw is set."""
 
     @_builtins.property
     def accepted_at(self) -> _timestamp_pb2.Timestamp:
@@ -78,10 +81,11 @@ class DeadLetter(_message.Message):
         accepted_at: _timestamp_pb2.Timestamp | None = ...,
         first_attempt_at: _timestamp_pb2.Timestamp | None = ...,
         last_attempt_at: _timestamp_pb2.Timestamp | None = ...,
+        raw: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "event", b"event", "first_attempt_at", b"first_attempt_at", "last_attempt_at", b"last_attempt_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "attempts", b"attempts", "detail", b"detail", "event", b"event", "first_attempt_at", b"first_attempt_at", "id", b"id", "last_attempt_at", b"last_attempt_at", "message_id", b"message_id", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "attempts", b"attempts", "detail", b"detail", "event", b"event", "first_attempt_at", b"first_attempt_at", "id", b"id", "last_attempt_at", b"last_attempt_at", "message_id", b"message_id", "raw", b"raw", "reason", b"reason", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,7 +235,7 @@ class GetResponse(_message.Message):
 
     @_builtins.property
     def record(self) -> _record_pb2.Record:
-        """The record of its event by the mapping now in force."""
+        """The record of its event by the mapping now in force; unset if there is no event."""
 
     def __init__(
         self,
@@ -282,16 +286,20 @@ class ReplayResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLAYED_FIELD_NUMBER: _builtins.int
+    STILL_INVALID_FIELD_NUMBER: _builtins.int
     replayed: _builtins.int
     """Number of dead letters that are pending events again."""
+    still_invalid: _builtins.int
+    """Number of dead letters that were left, because they are no events (raw)."""
     def __init__(
         self,
         *,
         replayed: _builtins.int = ...,
+        still_invalid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "still_invalid", b"still_invalid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,7 +79,7 @@ class DeadLetterServiceServicer:
 
     def Replay(self, request, context):
         """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
-        force, and has its whole maximum age again. A crash loses none and replays none twice.
+        force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

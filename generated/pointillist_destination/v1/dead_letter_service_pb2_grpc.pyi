@@ -41,7 +41,7 @@ class DeadLetterServiceStub:
     """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist."""
     Replay: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ReplayRequest, _dead_letter_service_pb2.ReplayResponse]
     """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
-    force, and has its whole maximum age again. A crash loses none and replays none twice.
+    force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DeleteRequest, _dead_letter_service_pb2.DeleteResponse]
     """Deletes dead letters for good."""
@@ -59,7 +59,7 @@ class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
     """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist."""
     Replay: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ReplayRequest, _dead_letter_service_pb2.ReplayResponse]  # type: ignore[assignment]
     """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
-    force, and has its whole maximum age again. A crash loses none and replays none twice.
+    force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.DeleteRequest, _dead_letter_service_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes dead letters for good."""
@@ -92,7 +92,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dead_letter_service_pb2.ReplayResponse, _abc.Awaitable[_dead_letter_service_pb2.ReplayResponse]]:
         """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
-        force, and has its whole maximum age again. A crash loses none and replays none twice.
+        force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
         """
 
     @_abc_1.abstractmethod

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from service.errors import JetStreamError, OutboxUnavailableError
-from service.outbox.base import DeadLetter, DeadLetterFilter
+from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter
 from service.outbox.jetstream.connection import UNREACHED_RETRY, Connection, Received
 from service.outbox.jetstream.headers import delivery_of, letter_of, matches, parse_headers, replay_headers
 from service.outbox.jetstream.publisher import Message, Publisher
@@ -55,7 +55,8 @@ class DeadLetterStream:
         """
         count = 0
         async with aclosing(self._matching(which, 0, await self.newest())) as matching:
-            async for some in matching:
+            async for page in matching:
+                some = [letter for letter in page if letter.refusal.reason != UNREADABLE]
                 messages = [Message(letter.payload, replay_headers(letter, queued_at)) for letter in some]
                 await self._publisher.publish(self._plan.events_subject, messages)
                 count += await self._delete(some)

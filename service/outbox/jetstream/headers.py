@@ -5,9 +5,8 @@ The body of every message is the serialised Event, as everywhere else.
 
 from typing import NamedTuple
 
-from pointillist_destination.v1 import event_pb2
 from service import percent
-from service.events.message import event_type, known_message_of
+from service.events.message import filter_values
 from service.outbox.base import DeadLetter, DeadLetterFilter, Entry, Refusal, Stored
 from service.outbox.jetstream.connection import Received
 
@@ -175,8 +174,5 @@ def matches(letter: DeadLetter, which: DeadLetterFilter) -> bool:
 
 
 def _has_event(letter: DeadLetter, which: DeadLetterFilter) -> bool:
-    event = event_pb2.Event.FromString(letter.payload)
-    message = known_message_of(event)
-    return (which.event_type is None or which.event_type == event_type(event)) and (
-        which.user_id is None or which.user_id in {message.user_id, message.anonymous_id}
-    )
+    type_, *users = filter_values(letter.payload)
+    return (which.event_type is None or which.event_type == type_) and (which.user_id is None or which.user_id in users)

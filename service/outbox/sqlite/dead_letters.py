@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pointillist_destination.v1 import event_pb2
-from service.events.message import event_type, known_message_of
-from service.outbox.base import DeadLetter, DeadLetterFilter, Refusal, Stored
+from service.events.message import filter_values
+from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, Refusal, Stored
 from service.outbox.sqlite.group_commit import Counts
 
 NEWEST = 2**63 - 1  # above every id
@@ -50,8 +49,7 @@ class DeadLetterTable:
 
     def add(self, stored: Stored, refusal: Refusal, now: int) -> None:
         """Store a dead letter; `now` is in milliseconds. Within a transaction."""
-        event = event_pb2.Event.FromString(stored.payload)
-        message = known_message_of(event)
+        type_, user_id, anonymous_id = filter_values(stored.payload)
         self._connection.execute(
             "INSERT INTO dead_letter (message_id, payload, accepted_at, reason, status, detail, attempts,"
             " first_attempt_at, last_attempt_at, event_type, user_id, anonymous_id, traceparent)"
@@ -66,9 +64,9 @@ class DeadLetterTable:
                 stored.attempts + 1,
                 stored.first_attempt_at or now,
                 now,
-                event_type(event),
-                message.user_id,
-                message.anonymous_id,
+                type_,
+                user_id,
+                anonymous_id,
                 stored.traceparent,
             ),
         )
@@ -101,11 +99,12 @@ class DeadLetterTable:
         return letters, letters[-1].id if len(letters) == limit else until
 
     def replay(self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts) -> tuple[int, int]:
-        """Move some dead letters to the end of the queue. Within a transaction.
+        """Move some dead letters to the end of the queue, but for unreadable ones. Within a transaction.
 
         Returns the number moved and the id to continue after, as `page` does.
         """
-        letters, reached = self.page(which, after, MAX_MOVED, newest)
+        page, reached = self.page(which, after, MAX_MOVED, newest)
+        letters = [letter for letter in page if letter.refusal.reason != UNREADABLE]
         for letter in letters:
             self._requeue(letter, now)
             self._connection.execute("DELETE FROM dead_letter WHERE id = ?", (letter.id,))

@@ -1,4 +1,4 @@
-"""Errors of the disk of an outbox file: a full disk or quota, and every other refusal."""
+"""Errors of the disk of an outbox file: damage, a full disk or quota, and every other refusal."""
 
 import contextlib
 import errno
@@ -6,22 +6,25 @@ import os
 import sqlite3
 from collections.abc import Callable
 
-from service.errors import OutboxFullError, OutboxUnavailableError
+from service.errors import OutboxDamagedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.capacity import DELAY
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 TRIAL_SIZE = 64 * 1024  # bytes; more than the block that the lock file may have already
 
 
 def disk_error(error: sqlite3.DatabaseError, no_space: Callable[[], bool]) -> OutboxUnavailableError:
-    """Translate an error with which SQLite refused a write.
+    """Translate an error with which SQLite refused a write, or a read.
 
     Args:
         error: of SQLite, which gives a full disk a code of its own, but a quota that of every I/O error.
         no_space: tries to write to the same disk; True if it has no space, or no quota, left.
     """
-    text = f"the disk of the outbox refuses writes: {error}"
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
+    if code in DAMAGE:
+        return OutboxDamagedError(f"the outbox file is damaged: {error}", DELAY)
+    text = f"the disk of the outbox refuses writes: {error}"
     is_full = code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and no_space())
     return (OutboxFullError if is_full else OutboxUnavailableError)(text, DELAY)
 

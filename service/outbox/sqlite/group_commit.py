@@ -48,6 +48,8 @@ class GroupCommit:
     """Events that it put, for the TailCache."""
     is_trial: bool = False
     """True to write even if there is nothing to write, to find out whether the disk accepts writes."""
+    is_apart: bool = False
+    """True if it could not be executed in one transaction, and was in several; `new` is empty then."""
     retries: bool = False
     """True if it includes settlements that an earlier group commit could not write."""
     refused: OutboxUnavailableError | None = None

@@ -94,8 +94,8 @@ def _check_library(path: Path) -> None:
     """Refuse a SQLite that does not know STRICT tables, and would call every outbox a damaged one."""
     if sqlite3.sqlite_version_info < MIN_SQLITE:
         message = (
-            f"outbox {path}: SQLite {sqlite3.sqlite_version} is too old: needed is {'.'.join(map(str, MIN_SQLITE))} or newer;"
-            " use a Python that has it, or an outbox on NATS. Nothing is wrong with the file"
+            f"outbox {path}: SQLite {sqlite3.sqlite_version} is too old: needed is {'.'.join(map(str, MIN_SQLITE))} or"
+            " newer; use a Python that has it, or an outbox on NATS. Nothing is wrong with the file"
         )
         raise OutboxUnusableError(message)
 

@@ -182,6 +182,11 @@ class SqliteOutbox:
         """Events that these transactions put there."""
         return self._writer.committed_events
 
+    @property
+    def parked(self) -> int:
+        """Settlements that failed by themselves. See OpenOutbox.parked."""
+        return self._writer.parked
+
     # -- bounds
 
     async def has_room(self) -> None:
@@ -317,7 +322,7 @@ class SqliteOutbox:
         done.resolve()
         for stored in done.new:
             self._tail.append(stored)
-        if done.calls:  # a replay adds events that were never in the tail
+        if done.calls or done.is_apart:  # events were added that were never in the tail
             self._tail.clear()
         self._waiters.notify()
         if following.puts or following.calls or following.reads or following.is_trial:

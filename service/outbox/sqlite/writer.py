@@ -3,15 +3,17 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import structlog
 
-from service.errors import OutboxUnavailableError
-from service.outbox.base import Stored
+from service.errors import OutboxDamagedError, OutboxUnavailableError
+from service.outbox.base import Entry, Refusal, Stored
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
+from service.outbox.sqlite.parts import Part, execute_parts
 from service.outbox.sqlite.tail import TailCache
 
 log = structlog.get_logger()
@@ -46,6 +48,7 @@ class Writer:
         self._finished = finished
         self._ended = ended
         self.commits = 0
+        self.parked = 0
         self.committed_events = 0
         self.oldest_at = file.oldest_at()
         self.reusable = file.reusable()
@@ -88,12 +91,12 @@ class Writer:
         if work.puts or work.calls or work.is_trial or work.settlements():
             try:
                 self._commit(work)
+            except OutboxDamagedError as error:
+                self._commit_apart(work, error)
             except OutboxUnavailableError as error:
                 self._refuse(work, error)
-            except Exception as error:
-                log.exception("unexpected error in outbox writer")  # the callers get it, and the thread continues
-                work.done = [(future, error) for _, future in (*work.puts, *work.calls)]
-                work.stuck = True
+            except Exception as error:  # noqa: BLE001  # reported for the part that fails by itself
+                self._commit_apart(work, error)
         if work.released:
             self._file.give_back(work.released)
         for read, future in work.reads:
@@ -142,6 +145,64 @@ class Writer:
         self._release(work)
         self.commits += 1
         self.committed_events += len(ids) - ids.count(0)
+
+    def _commit_apart(self, work: GroupCommit, error: Exception) -> None:
+        """Execute a group commit that failed, though the disk takes writes, in parts, so that few are affected.
+
+        A settlement that fails by itself is parked: its event keeps its lease until a restart. A put or a call that
+        fails by itself fails its caller.
+        """
+        expected = isinstance(error, OutboxDamagedError)
+        log.error("group commit failed; executing its parts", why=repr(error), exc_info=None if expected else error)
+        work.is_apart = True
+        settlements = [
+            *(Part(partial(self._file.ack, [stored]), stored=stored) for stored in work.acks),
+            *(Part(partial(self._nak, *nak), stored=nak[0]) for nak in work.naks),
+            *(Part(partial(self._term, *term), stored=term[0]) for term in work.terms),
+        ]
+        parts = [
+            *(Part(partial(self._put, entries), future=future) for entries, future in work.puts),
+            *(Part(call, future=future) for call, future in work.calls),
+        ]
+        refused: OutboxUnavailableError | None = None
+        try:
+            execute_parts(self._file.transaction, settlements)
+            execute_parts(self._file.transaction, parts)
+        except OutboxUnavailableError as refusal:  # the disk, meanwhile
+            refused = refusal
+        self._park(settlements)
+        ended = {id(part.stored) for part in settlements if part.is_done}
+        work.acks = [stored for stored in work.acks if id(stored) not in ended]
+        work.naks = [nak for nak in work.naks if id(nak[0]) not in ended]
+        work.terms = [term for term in work.terms if id(term[0]) not in ended]
+        for part in parts:
+            work.done.append((cast("asyncio.Future[Any]", part.future), part.outcome if part.is_done else refused))
+        work.refused = refused
+        work.stuck = work.settlements() > 0
+        self.commits += 1
+        self.committed_events += sum(sum(part.outcome) for part in parts[: len(work.puts)] if part.is_stored)
+
+    def _park(self, settlements: Sequence[Part]) -> None:
+        """Report the settlements that failed by themselves, and end the leases of the others that are on disk."""
+        for part in settlements:
+            if part.is_done and not part.is_stored:
+                self.parked += 1
+                log.error(
+                    "settlement parked; its event is kept and tried again after a restart",
+                    message_id=part.stored.message_id if part.stored else "",
+                    why=repr(part.outcome),
+                    advice="examine the outbox file with pointillist-destination doctor",
+                )
+        self._file.release(part.stored for part in settlements if part.is_stored and part.stored)
+
+    def _put(self, entries: Sequence[Entry], change: Counts) -> list[bool]:
+        return [id_ > 0 for id_ in self._file.put(entries, self._now(), change)]
+
+    def _nak(self, stored: Stored, due_at: int, now: int, _: Counts) -> None:
+        self._file.nak(stored, due_at, now)
+
+    def _term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
+        self._file.term(stored, refusal, now, change)
 
     def _refuse(self, work: GroupCommit, error: OutboxUnavailableError) -> None:
         """Fail the callers of a group commit that the disk refused, but try to settle: that needs less space."""

@@ -3,9 +3,11 @@
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from pointillist_destination.v1 import event_pb2
 from service.sandbox.server import Behaviour
 from tests.support.background import Served, served
 from tests.support.commands import call
@@ -129,3 +131,16 @@ def test_a_server_that_cannot_be_reached_is_named_as_send_names_it(arguments: tu
     # then
     assert (ended.code, ended.out, len(ended.err_lines)) == (2, "", 1)
     assert ended.err.startswith(f"pointillist-destination: {address}: no server can be reached there in plain text;")
+
+
+def test_the_bytes_of_a_dead_letter_are_written_to_a_new_file(commands: Commands, tmp_path: Path) -> None:
+    [line] = commands.bury(tracks(1, "Exported"))
+    file = tmp_path / "event.bin"
+
+    exported = commands.call("dead-letters", "export", line.split()[0], str(file))
+    again = commands.call("dead-letters", "export", line.split()[0], str(file))
+
+    assert exported.code == 0, exported.err
+    assert event_pb2.Event.FromString(file.read_bytes()).track.message_id == "Exported-0"
+    assert again.code == 2
+    assert "File exists" in again.err

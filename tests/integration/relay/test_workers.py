@@ -19,15 +19,14 @@ import uvloop
 
 from service.clock import Clock, SystemClock
 from service.mapping.mapping_file import compile_mapping, load_mapping
-from service.outbox.base import Entry, Pick, Stored
+from service.outbox.base import Entry, Stored
 from service.pointillist.answer import Answer
 from service.pointillist.http import BODY_TIME
-from service.relay.relay import ERROR_DELAY
 from service.relay.worker_pool import STUCK_TIME, WorkerPool, _Worker
 from service.sandbox.server import Behaviour, Sandbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry
-from tests.support.outboxes import opened
+from tests.support.outboxes import ALL
 from tests.support.processes import children, is_alive
 from tests.support.relays import REQUEST_TIMEOUT, Relaying, Script, relaying, set_up_for
 from tests.support.waiting import DEADLINE, until
@@ -67,6 +66,7 @@ class Told:
     most: int = 16
     answers: dict[int, Answer] = field(default_factory=dict)
     failures: list[int] = field(default_factory=list)
+    unreadables: list[int] = field(default_factory=list)
     losses: list[int] = field(default_factory=list)
     refuses: bool = False
     """Whether it fails on the next answer."""
@@ -96,6 +96,9 @@ class Told:
 
     def failed(self, stored: Stored, why: str) -> None:  # noqa: ARG002  the signature is SenderHost's
         self.failures.append(stored.id)
+
+    def unreadable(self, stored: Stored) -> None:
+        self.unreadables.append(stored.id)
 
     def lost(self, stored: Stored, why: str) -> None:  # noqa: ARG002
         self.losses.append(stored.id)
@@ -187,25 +190,16 @@ async def test_a_new_mapping_and_a_new_token_are_used_from_the_next_event_on(san
     assert [taken.record["eventSource"] for taken in sandbox.records] == ["One", "Two"]
 
 
-async def test_an_event_that_fails_in_a_worker_is_kept_and_tried_again_and_harms_no_other(path: Path) -> None:
-    # given an event that nobody can read
+async def test_an_event_that_a_worker_cannot_read_becomes_a_dead_letter_and_harms_no_other(path: Path) -> None:
     script, clock = Script(), HandClock()
     async with relaying(path, script, clock=clock, workers=1) as running:
         await running.outbox.put([Entry("rubbish", b"\xff\xff", ACCEPTED_AT), *entries(3)])
         await until(lambda: len(script.taken) == 3)
         await until(lambda: running.relay.in_flight == 0)
         await running.outbox.flush()
-        assert (running.outbox.stats().events, running.outbox.stats().dead_letters) == (1, 0)
-
-        # when
-        clock.move(ERROR_DELAY + 1.0)
-        assert running.outbox.next_due() == 0
-        await clock.tick_until(lambda: (running.outbox.next_due() or 0.0) > ERROR_DELAY / 2)
-
-    # then
-    async with opened(path, clock) as outbox:
-        [rubbish] = await outbox.fetch(10, Pick.TRIED)
-    assert (rubbish.message_id, rubbish.attempts) == ("rubbish", 2)
+        assert running.outbox.stats().events == 0
+        [rubbish] = await running.outbox.dead_letters.list(ALL, after=0, limit=10)
+    assert (rubbish.message_id, rubbish.payload, rubbish.refusal.reason) == ("rubbish", b"\xff\xff", "unreadable")
     assert len(script.posts) == 3
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import OutboxFullError, OutboxUnavailableError
+from service.errors import OutboxDamagedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.sqlite.disk import disk_error, has_no_space
 
 
@@ -42,9 +42,16 @@ def test_an_io_error_of_a_disk_with_space_is_none() -> None:
     assert type(disk_error(sqlite_error(sqlite3.SQLITE_IOERR_WRITE), lambda: False)) is OutboxUnavailableError
 
 
-@pytest.mark.parametrize("code", [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN])
 def test_any_other_error_is_none(code: int) -> None:
     assert type(disk_error(sqlite_error(code), never)) is OutboxUnavailableError
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB])
+def test_damage_is_told_from_a_disk_that_refuses(code: int) -> None:
+    error = disk_error(sqlite_error(code), never)
+    assert type(error) is OutboxDamagedError
+    assert "damaged" in error.reason
 
 
 def test_an_error_without_a_code_is_none() -> None:
