@@ -37,7 +37,7 @@ from service.server.event_service import EventService
 from service.server.grpc_server import Server, exposure, is_loopback, listen, make_health_server, make_server
 from service.server.health import Health
 from service.telemetry.access_log import AccessLog
-from service.telemetry.logs import set_log_level
+from service.telemetry.logs import dropped_log_lines, set_log_level
 from service.telemetry.metrics import Metrics
 from service.telemetry.metrics_server import MetricsServer, start_metrics_server
 from service.telemetry.tracing import Tracing, start_tracing
@@ -342,6 +342,7 @@ def _report(flow: Flow, metrics: Metrics) -> None:
 
 def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clock: SystemClock) -> None:
     """Connect the gauges to the parts that they read."""
+    metrics.log_lines_dropped.set_function(dropped_log_lines)
     metrics.outbox_events.set_function(lambda: outbox.stats().events)
     metrics.outbox_bytes.set_function(lambda: outbox.stats().bytes)
     metrics.dead_letters.set_function(lambda: outbox.stats().dead_letters)

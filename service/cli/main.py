@@ -78,11 +78,14 @@ def serve(
     """
     from service import app
     from service.config.settings import load_settings
-    from service.telemetry.logs import configure_logging
+    from service.telemetry.logs import configure_logging, flush_logs
 
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
-    app.serve(settings, role=role)
+    try:
+        app.serve(settings, role=role)
+    finally:
+        flush_logs()  # the line of an error comes last, and `end_at_once` ends the writer's thread too
     console.end_at_once()
 
 

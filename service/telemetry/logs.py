@@ -6,11 +6,15 @@ Code that logs uses `structlog.get_logger()`.
 import json
 import logging
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 import orjson
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
+
+from service.telemetry.log_writer import LogWriter
+
+log = structlog.get_logger()
 
 
 def configure_logging(level: str, log_format: str | None, stream: TextIO | None = None) -> None:
@@ -20,12 +24,16 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
     its traceback, without local variables, as these may hold the token. Libraries are heard from `warning` up, whatever
     `level` is, because their debug lines repeat headers.
 
+    Lines are written by a thread: a stream that cannot be written, or that nobody reads, costs lines and nothing else.
+    At an orderly exit the queued lines are written, for a second at most.
+
     Args:
         level: `debug`, `info`, `warning` or `error`.
         log_format: `json`, `text`, or `None` for text on a terminal and JSON elsewhere.
         stream: where to write; standard error by default.
     """
-    target = sys.stderr if stream is None else stream
+    _close_earlier_writers()
+    target = LogWriter(sys.stderr if stream is None else stream, report=_report_dropped)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     as_text = log_format == "text" or (log_format is None and target.isatty())
     prepare: list[Processor] = [
@@ -44,11 +52,11 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
     structlog.configure(
         processors=[*prepare, *render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", target)),
         # A cached logger would go on writing to the stream of an earlier call.
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = _Handler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*prepare, structlog.stdlib.add_logger_name],
@@ -66,6 +74,46 @@ def set_log_level(level: str) -> None:
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
     logging.getLogger().setLevel(max(threshold, logging.WARNING))
+
+
+def flush_logs() -> None:
+    """Wait until the lines logged so far are written, for a second at most.
+
+    An exit through `sys.exit` does this by itself; one through `os._exit` does not.
+    """
+    for handler in _handlers():
+        handler.stream.drain()
+
+
+def dropped_log_lines() -> int:
+    """Return the number of lines that could not be written since logging was configured."""
+    return sum(handler.stream.dropped for handler in _handlers())
+
+
+class _Handler(logging.StreamHandler[LogWriter]):
+    """Passes the lines of libraries to the writer; owns the writer."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  logging's own name
+        """Count a record that cannot be formatted, where logging would print a traceback."""
+        self.stream.drop()
+
+    def close(self) -> None:
+        """Close the writer; `logging` calls this at the interpreter's exit."""
+        self.stream.close()
+        super().close()
+
+
+def _handlers() -> list[_Handler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Handler)]
+
+
+def _close_earlier_writers() -> None:
+    for handler in _handlers():
+        handler.close()
+
+
+def _report_dropped(count: int) -> None:
+    log.warning("log lines dropped", count=count)
 
 
 def _render_json(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:

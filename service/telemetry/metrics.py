@@ -123,6 +123,9 @@ class Metrics:
             "outcome",
             ReloadOutcome,
         )
+        self.log_lines_dropped = self._followed(
+            "log_lines_dropped", "Log lines that could not be written: the stream failed, or its reader is too slow."
+        )
         self._loops = Counter(
             "pointillist_destination_heartbeat_total",
             "Iterations of each loop; increases at least once a second unless the loop is stuck.",

@@ -217,6 +217,7 @@ def test_every_series_is_there_at_zero_from_the_start() -> None:
         'dead_lettered_total{reason="refused"} 0.0',
         "concurrency_limit 0.0",
         "in_flight 0.0",
+        "log_lines_dropped_total 0.0",
         'pauses_total{reason="setup"} 0.0',
     ):
         assert f"\npointillist_destination_{series}\n" in text
