@@ -44,6 +44,7 @@ from service.telemetry.tracing import Tracing, start_tracing
 
 HEARTBEAT_INTERVAL = 0.5  # seconds between the heartbeats of a loop that has nothing to do
 QUIET_BEFORE_STOP = 0.2  # seconds in which calls that gRPC has queued get their UNAVAILABLE, and not its CANCELLED
+WAITING_SHARE = 0.1  # of all calls may wait for a delivery, so that those of an outage do not shut out the others
 LAST_ANSWERS_GRACE = 0.5  # seconds for the last answers to leave, after their calls have ended
 
 ADVICE = {
@@ -65,7 +66,7 @@ class _Parts:
     relay: Relay
     service: EventService
     health: Health
-    calls: Calls
+    calls: tuple[Calls, ...]
     server: Server
     metrics: Metrics
     metrics_server: MetricsServer
@@ -150,7 +151,8 @@ class App:
         await parts.health.drain()
         await self._delay()
         parts.service.drain()
-        await asyncio.gather(parts.calls.ended(settings.shutdown_grace), parts.relay.stop(settings.shutdown_grace))
+        grace = settings.shutdown_grace
+        await asyncio.gather(*(calls.ended(grace) for calls in parts.calls), parts.relay.stop(grace))
         await asyncio.sleep(QUIET_BEFORE_STOP)
         await parts.server.stop(LAST_ANSWERS_GRACE)
 
@@ -193,7 +195,12 @@ class App:
             metrics.relay_workers.set_function(lambda: sender.alive)
             metrics.relay_worker_restarts.set_function(lambda: sender.restarts)
         service = EventService(
-            outbox=outbox, mapping=self._mapping.current, deliveries=deliveries, metrics=metrics, clock=clock
+            outbox=outbox,
+            mapping=self._mapping.current,
+            deliveries=deliveries,
+            metrics=metrics,
+            clock=clock,
+            most_waiting=max(1, round(settings.max_calls * WAITING_SHARE)),
         )
         health = Health(
             why_dead=outbox.broken,
@@ -205,11 +212,12 @@ class App:
             beat=lambda: _beat_health(outbox, metrics),
         )
         calls = self._calls(clock, metrics, tracing)
+        operators = calls.with_own_bound()
         dead_letters = DeadLetterService(dead_letters=outbox.dead_letters, mapping=self._mapping.current)
         server = make_server(
             [
                 *([event_service.handlers(service, calls)] if role.accepts else ()),
-                dead_letter_service.handlers(dead_letters, calls),
+                dead_letter_service.handlers(dead_letters, operators),
             ],
             [*([event_service.SERVICE_NAME] if role.accepts else ()), dead_letter_service.SERVICE_NAME],
             health,
@@ -236,7 +244,7 @@ class App:
             metrics=metrics,
             changed=changed,
         )
-        return _Parts(outbox, relay, service, health, calls, server, metrics, metrics_server, reloader)
+        return _Parts(outbox, relay, service, health, (calls, operators), server, metrics, metrics_server, reloader)
 
     async def _serve_health(self, health: Health, stack: contextlib.AsyncExitStack) -> None:
         """Serve health on a port of its own, where the settings name one."""
@@ -304,11 +312,11 @@ async def _wake_relay(relay: Relay) -> None:
 
 
 async def _beat_writer(outbox: OpenOutbox, metrics: Metrics) -> None:
-    """Show that the outbox's writer answers: an empty request touches no event and costs no fsync."""
+    """Show that the outbox's writer answers: a request that matches nothing is executed by it, without an fsync."""
     nothing = DeadLetterFilter(ids=())
     while True:
         try:
-            await outbox.dead_letters.list(nothing, after=0, limit=0)
+            await outbox.dead_letters.list(nothing, after=0, limit=1)
             metrics.heartbeats["writer"].inc()
         except Exception as error:  # noqa: BLE001  # a store that fails is no beat, and ends nothing
             log.debug("the outbox did not answer a heartbeat", why=str(error))

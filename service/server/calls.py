@@ -73,6 +73,16 @@ class Calls:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def with_own_bound(self) -> "Calls":
+        """Return one with the same parts and a bound of its own, for calls that others must not shut out."""
+        return Calls(
+            most=self._most,
+            authenticator=self.authenticator,
+            metrics=self._metrics,
+            access_log=self.access_log,
+            tracing=self.tracing,
+        )
+
     def method(self, method_type: MethodType, service: str, name: str) -> "_Method":
         """Return the wrapper of a method that will be served."""
         return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))

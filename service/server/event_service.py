@@ -6,7 +6,8 @@ Requests arrive as bytes, so that one that does not parse gets an answer of ours
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from service.server.calls import Calls, Context, Stream, parse, stream, unary
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL
 
+MAX_WAIT = 300.0  # seconds that a call may wait for a delivery
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 
 
@@ -41,6 +43,7 @@ class EventService:
         deliveries: notifies callers that wait for a delivery.
         metrics: counts the outcomes.
         clock: gives the time of acceptance.
+        most_waiting: maximum number of calls that wait for a delivery.
     """
 
     def __init__(
@@ -51,10 +54,13 @@ class EventService:
         deliveries: DeliveryWaiters,
         metrics: Metrics,
         clock: Clock,
+        most_waiting: int,
     ) -> None:
         self._acceptance = Acceptance(outbox, metrics, clock)
         self._mapping = mapping
         self._deliveries = deliveries
+        self._most_waiting = most_waiting
+        self._waiting = 0
         self._draining = asyncio.Event()
         self._batches = BatchSend(self._acceptance, self._draining)
 
@@ -104,9 +110,9 @@ class EventService:
             acceptance.count("validated")
             receipt.outcome = event_service_pb2.OUTCOME_VALIDATED
         elif options.wait_for_delivery:
-            receipt.outcome = await self._deliver(
-                Entry(message.message_id, payload, accepted_at, CALL.get(), is_awaited=True), context
-            )
+            entry = Entry(message.message_id, payload, accepted_at, CALL.get(), is_awaited=True)
+            with self._place_to_wait():
+                receipt.outcome = await self._deliver(entry, context)
         else:
             receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at, CALL.get()))
         return receipt
@@ -117,6 +123,21 @@ class EventService:
         is_new = await self._acceptance.put(entry)
         return event_service_pb2.OUTCOME_ACCEPTED if is_new else event_service_pb2.OUTCOME_DUPLICATE
 
+    @contextmanager
+    def _place_to_wait(self) -> Iterator[None]:
+        """Count a call that waits for a delivery.
+
+        Raises:
+            StatusError: UNAVAILABLE; nothing is stored.
+        """
+        if self._waiting >= self._most_waiting:
+            raise status.too_many_waiting()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     async def _deliver(self, entry: Entry, context: Context) -> event_service_pb2.Outcome.ValueType:
         """Accept an event and wait until it is settled for good."""
         with self._deliveries.expect(entry.message_id) as delivered:
@@ -126,9 +147,9 @@ class EventService:
             draining = asyncio.ensure_future(self._draining.wait())
             try:
                 either: set[asyncio.Future[Any]] = {delivered, draining}
-                done, _ = await asyncio.wait(
-                    either, timeout=context.time_remaining(), return_when=asyncio.FIRST_COMPLETED
-                )
+                remaining = context.time_remaining()
+                longest = MAX_WAIT if remaining is None else min(remaining, MAX_WAIT)
+                done, _ = await asyncio.wait(either, timeout=longest, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 draining.cancel()
             if not done:

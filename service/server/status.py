@@ -139,6 +139,12 @@ def too_many_calls() -> StatusError:
     )
 
 
+def too_many_waiting() -> StatusError:
+    """UNAVAILABLE while too many calls wait for a delivery; nothing is stored."""
+    message = "too many calls wait for a delivery; send without wait_for_delivery, or try again"
+    return StatusError(code_pb2.UNAVAILABLE, "TOO_MANY_WAITING", message, retry_after=OVERLOAD_RETRY_DELAY)
+
+
 def refused_by_pointillist(message_id: str, refusal: Refusal) -> StatusError:
     """FAILED_PRECONDITION because Pointillist will never take the event."""
     detail = cut(refusal.detail, MAX_REFUSAL)
@@ -155,7 +161,7 @@ def deadline_passed(message_id: str) -> StatusError:
     return StatusError(
         code_pb2.DEADLINE_EXCEEDED,
         "NOT_DELIVERED_YET",
-        "the event is on disk and will be delivered, but was not before the deadline",
+        "the event is on disk and will be delivered, but was not before the deadline, or within 5 minutes",
         metadata={"message_id": message_id},
     )
 

@@ -183,7 +183,9 @@ class SendOptions(_message.Message):
     """Include the record that Pointillist would receive, made with the mapping now in force."""
     wait_for_delivery: _builtins.bool
     """Respond only after Pointillist has taken the event. If the caller's deadline passes first, the event stays in the
-    outbox and is delivered later. If Pointillist refuses it for good, the call ends with FAILED_PRECONDITION.
+    outbox and is delivered later. If Pointillist refuses it for good, the call ends with FAILED_PRECONDITION. A call
+    waits for five minutes at most, then it ends with DEADLINE_EXCEEDED. While too many calls wait, it ends with
+    UNAVAILABLE, reason TOO_MANY_WAITING, and nothing is stored.
     """
     def __init__(
         self,

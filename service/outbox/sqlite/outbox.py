@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 SETTLE_LINGER = 0.02  # seconds that a commit with only settlements waits for more of them
 MAX_SETTLE = 1000  # settlements that are committed without waiting
+MAX_ROUND = 5.0  # seconds that a group commit may take before new events are refused; an fsync takes milliseconds
 MAX_STUCK = 20_000  # unwritten settlements above which nothing is fetched
 
 
@@ -65,6 +66,7 @@ class SqliteOutbox:
         self._loop = asyncio.get_running_loop()
         self._next = GroupCommit()
         self._writing: GroupCommit | None = None
+        self._handed_over_at = 0.0
         self._tail = TailCache()
         self._due_at = -inf  # milliseconds; no event in the file is due before
         self._counts = self._file.counts  # as of the last finished group commit
@@ -209,6 +211,8 @@ class SqliteOutbox:
         """Return the error that put would raise. See Sink.full."""
         if self._over is not None:
             return self._ended(self._over)
+        if self._writing is not None and self._clock.steady() - self._handed_over_at > MAX_ROUND:
+            return OutboxUnavailableError(f"the disk of the outbox has not answered for {MAX_ROUND:.0f} s", DELAY)
         events, size = self._counts.events, self._counts.bytes
         for queued in (self._next, self._writing):
             if queued is not None:
@@ -304,6 +308,7 @@ class SqliteOutbox:
         if self._closed or self._over is not None:
             return
         self._writing, self._next = self._next, GroupCommit()
+        self._handed_over_at = self._clock.steady()
         self._writer.hand_over(self._writing)
 
     def _finished(self, done: GroupCommit) -> None:
