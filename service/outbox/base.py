@@ -178,6 +178,12 @@ class Queue(Protocol):
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as given up: the event becomes a dead letter in one transaction."""
 
+    def settles(self) -> bool:
+        """Return True while settlements reach the disk; otherwise nothing more should be sent.
+
+        Every event that is sent meanwhile would be held in memory, and be sent again after a crash.
+        """
+
     def subscribe(self, arrived: Callable[[], None]) -> None:
         """Have `arrived` called, on the event loop, whenever an event may have become available to fetch."""
 

@@ -223,7 +223,7 @@ class Relay:
 
     def limit(self) -> int:
         """Return the number of events that may be in flight now."""
-        return 0 if self._stopping else self._flow.limit(self._clock.steady())
+        return 0 if self._stopping or not self._outbox.settles() else self._flow.limit(self._clock.steady())
 
     def take(self, most: int) -> list[Stored]:
         """Return up to `most` events: repeats as far as they may be sent, then first tries; or one to probe with."""

@@ -279,6 +279,10 @@ class JetStreamOutbox:
         """Settle as a dead letter. See Queue.term."""
         self._leases.term(stored, refusal, Message(stored.payload, letter_headers(stored, refusal, self._now())))
 
+    def settles(self) -> bool:
+        """Return True: JetStream is told of each settlement at once. See Queue.settles."""
+        return True
+
     def subscribe(self, arrived: Callable[[], None]) -> None:
         """Have `arrived` called when an event may be fetched. See Queue.subscribe."""
         self._arrived.append(arrived)

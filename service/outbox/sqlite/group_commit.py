@@ -38,6 +38,8 @@ class GroupCommit:
     acks: list[Stored] = field(default_factory=list)
     naks: list[tuple[Stored, int, int]] = field(default_factory=list)
     terms: list[tuple[Stored, Refusal, int]] = field(default_factory=list)
+    settled_bytes: int = 0
+    """Sum of the payloads of the events that it settles."""
     released: list[Stored] = field(default_factory=list)
     """Leases that end without a change of the file."""
     calls: list[tuple[Callable[[Counts], Any], "asyncio.Future[Any]"]] = field(default_factory=list)
@@ -55,7 +57,9 @@ class GroupCommit:
     refused: OutboxUnavailableError | None = None
     """The error with which the disk refused it; its settlements may have been written on their own."""
     stuck: bool = False
-    """True if its settlements could not be written and must be retried."""
+    """True if its settlements, or those that are left in it, could not be written and must be retried."""
+    has_settled: bool = False
+    """True if some settlements were written nevertheless."""
 
     def put(self, entries: Sequence[Entry], future: "asyncio.Future[list[bool]]") -> None:
         """Add events to be put; `future` receives the result."""

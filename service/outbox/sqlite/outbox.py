@@ -27,7 +27,8 @@ Result = TypeVar("Result")
 SETTLE_LINGER = 0.02  # seconds that a commit with only settlements waits for more of them
 MAX_SETTLE = 1000  # settlements that are committed without waiting
 MAX_ROUND = 5.0  # seconds that a group commit may take before new events are refused; an fsync takes milliseconds
-MAX_STUCK = 20_000  # unwritten settlements above which nothing is fetched
+MAX_UNSETTLED = 20_000  # settlements that are not on disk, above which nothing is sent
+MAX_UNSETTLED_BYTES = 64 * 1024 * 1024  # of their events
 
 
 class SqliteOutbox:
@@ -67,6 +68,7 @@ class SqliteOutbox:
         self._next = GroupCommit()
         self._writing: GroupCommit | None = None
         self._handed_over_at = 0.0
+        self._is_stuck = False  # the disk refused settlements and has taken none since
         self._tail = TailCache()
         self._due_at = -inf  # milliseconds; no event in the file is due before
         self._counts = self._file.counts  # as of the last finished group commit
@@ -100,7 +102,7 @@ class SqliteOutbox:
 
     async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
         """Lease events. See Queue.fetch."""
-        if self._over is not None or (self._next.retries and self._next.settlements() > MAX_STUCK):
+        if self._over is not None or not self.settles():
             return []
         now = self._now()
         if self._tail.is_whole and (pick is Pick.NEW or (pick is Pick.READY and now < self._due_at)):
@@ -125,6 +127,7 @@ class SqliteOutbox:
     def ack(self, stored: Stored) -> None:
         """Settle as delivered. See Queue.ack."""
         self._next.acks.append(stored)
+        self._next.settled_bytes += len(stored.payload)
         self._schedule(linger=True)
 
     def nak(self, stored: Stored, delay: float) -> None:
@@ -133,6 +136,7 @@ class SqliteOutbox:
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
         self._due_at = min(self._due_at, due_at)
         self._next.naks.append((stored, due_at, now))
+        self._next.settled_bytes += len(stored.payload)
         self._schedule(linger=True)
 
     def release(self, stored: Stored, delay: float = 0.0) -> None:  # noqa: ARG002  a lease in memory ends at once
@@ -153,7 +157,17 @@ class SqliteOutbox:
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as a dead letter. See Queue.term."""
         self._next.terms.append((stored, refusal, self._now()))
+        self._next.settled_bytes += len(stored.payload)
         self._schedule(linger=True)
+
+    def settles(self) -> bool:
+        """Return True while settlements reach the disk, and few are on their way. See Queue.settles."""
+        if self._is_stuck:
+            return False
+        count, size = self._next.settlements(), self._next.settled_bytes
+        if self._writing is not None:
+            count, size = count + self._writing.settlements(), size + self._writing.settled_bytes
+        return count < MAX_UNSETTLED and size < MAX_UNSETTLED_BYTES
 
     def subscribe(self, arrived: Callable[[], None]) -> None:
         """Have `arrived` called when an event may be fetched. See Queue.subscribe."""
@@ -291,6 +305,8 @@ class SqliteOutbox:
         """Hand over the next group commit at the end of this turn of the loop or, with `linger`, a little later."""
         if self._writing is not None:
             return
+        if linger and self._is_stuck:
+            return  # the next try of the disk has them
         if linger and self._next.settlements() < MAX_SETTLE:
             if self._timer is None:
                 self._timer_lingers = True
@@ -318,8 +334,10 @@ class SqliteOutbox:
         following = self._next
         if done.stuck:  # retry the settlements with the next group commit
             following.acks[:0], following.naks[:0], following.terms[:0] = done.acks, done.naks, done.terms
-            following.retries = True
+            following.settled_bytes += done.settled_bytes
+            following.retries, self._is_stuck = True, not done.has_settled
         else:
+            self._is_stuck = self._is_stuck and not done.settlements()
             self._capacity.note_drained(len(done.acks) + len(done.terms))
         self._note_disk(done)
         if done.refused is not None:
@@ -334,7 +352,7 @@ class SqliteOutbox:
             self._schedule()
         elif following.settlements() or following.released:
             self._schedule(linger=True)
-        if done.puts or done.calls:
+        if done.puts or done.calls or done.retries:
             self._notify_arrived()
 
     def _notify_arrived(self) -> None:

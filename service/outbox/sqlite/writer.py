@@ -209,13 +209,22 @@ class Writer:
         work.refused = error
         work.done += [(future, error) for _, future in work.puts]
         work.done += [(future, error) for _, future in work.calls]
+        if not work.settlements() or self._settle_alone(work):
+            return
+        some = GroupCommit(acks=work.acks, naks=work.naks)
+        if work.terms and some.settlements() and self._settle_alone(some):  # a dead letter needs more space
+            work.acks, work.naks, work.has_settled = [], [], True
+        work.stuck = True
+
+    def _settle_alone(self, work: GroupCommit) -> bool:
+        """Write nothing but settlements; return False if the disk refuses those too: they are tried again later."""
         try:
-            if work.settlements():
-                with self._file.transaction() as change:
-                    self._settle(work, change)
-                self._release(work)
+            with self._file.transaction() as change:
+                self._settle(work, change)
         except Exception:  # noqa: BLE001  # retried, and reported, with the next group commit
-            work.stuck = True
+            return False
+        self._release(work)
+        return True
 
     def _release(self, work: GroupCommit) -> None:
         self._file.release(work.acks)
