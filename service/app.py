@@ -357,6 +357,7 @@ def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clo
     metrics.outbox_commits.set_function(lambda: outbox.commits)
     metrics.outbox_committed_events.set_function(lambda: outbox.committed_events)
     metrics.duplicate_evictions.set_function(lambda: outbox.evictions)
+    metrics.parked_settlements.set_function(lambda: outbox.parked)
     metrics.concurrency_limit.set_function(lambda: flow.target)
     metrics.in_flight.set_function(lambda: relay.in_flight)
 

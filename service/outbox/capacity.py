@@ -80,7 +80,8 @@ class Capacity:
         if now - self._disk_checked >= DISK_CHECK_INTERVAL:
             self._disk_checked = now
             floor = self._bounds.disk_free * (2 - FULL_AGAIN if self._disk_full else 1)
-            self._disk_full = self._disk_free() < floor
+            with contextlib.suppress(OSError):  # a folder that cannot be asked now says nothing about its space
+                self._disk_full = self._disk_free() < floor
         return self._disk_full
 
     def note_refused(self, error: OutboxUnavailableError) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from service.clock import Clock, Timer
+from service.errors import OutboxUnavailableError
 from service.outbox.base import UNREADABLE, Pick, Queue, Refusal, Stored
 from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer, Failure
@@ -25,6 +26,7 @@ WINDOW_FACTOR = 8  # first tries held per POST in flight; with fewer it runs dry
 MAX_REPEATS = 256  # repeats held in memory; a store that hands out more gets them back
 REPEAT_PAUSE = 30.0  # seconds for which it does, on average
 LOG_INTERVAL = 10.0  # seconds between log lines about dead letters
+UNREADABLE_PAUSE = 1.0  # seconds after a fetch that failed
 ERROR_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
 log = structlog.get_logger()
@@ -87,6 +89,7 @@ class Relay:
         self._may_have_more = True  # a fetch may find first tries
         self._dead_letters_unlogged: Counter[str] = Counter()
         self._logged_at = float("-inf")
+        self._is_readable = True
         self._stopping = False
         sender.serve(self)
         outbox.subscribe(self.wake)
@@ -112,9 +115,9 @@ class Relay:
             self._log_dead_letters(now)
             if self._flow.state is not State.FLOWING:
                 self._give_back()
-            await self._refill(now)
+            is_readable = await self._refill_if_readable(now)
             self._sender.wake()
-            await self._sleep(self._next_change(now))
+            await self._sleep(self._next_change(now) if is_readable else UNREADABLE_PAUSE)
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; wait `grace` seconds for POSTs in flight, then leave their events to the next start."""
@@ -135,6 +138,19 @@ class Relay:
         if self._flow.state is State.PAUSED:
             while self._probes:
                 self._outbox.release(self._probes.pop())
+
+    async def _refill_if_readable(self, now: float) -> bool:
+        """Fill the windows; return False if the store could not be read: events are accepted and settled meanwhile."""
+        try:
+            await self._refill(now)
+        except OutboxUnavailableError as error:
+            self._may_have_more = True
+            if self._is_readable:
+                log.error("cannot read the outbox; trying again", why=str(error))  # noqa: TRY400  no error of ours
+            self._is_readable = False
+            return False
+        self._is_readable = True
+        return True
 
     async def _refill(self, now: float) -> None:
         """Fill the windows from the outbox, as far as the flow allows."""

@@ -99,6 +99,9 @@ class Metrics:
             "duplicate_evictions",
             "Message IDs evicted from the duplicate window before their time; not reported by NATS.",
         )
+        self.parked_settlements = self._followed(
+            "parked_settlements", "Settlements that could not be stored by themselves; their events wait for a restart."
+        )
         self.dead_letters = self._gauge("dead_letters", "Dead letters in the outbox.")
         # Not dead_letters_total: OpenMetrics gives a counter and a gauge one namespace, without the suffix.
         self.dead_lettered: dict[DeadLetterReason, Counter] = self._counters(

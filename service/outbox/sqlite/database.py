@@ -12,6 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from service.errors import OutboxUnavailableError
 from service.outbox.base import DeadLetter, Entry, Pick, Refusal, Stored
 from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.disk import disk_error, has_no_space
@@ -121,10 +122,14 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError):
-                raise disk_error(error, lambda: has_no_space(self._lock.descriptor)) from error
+                raise self.translate(error) from error
             raise
         self.evictions += self._evicting
         self.counts += change
+
+    def translate(self, error: sqlite3.DatabaseError) -> OutboxUnavailableError:
+        """Return the error of this service for an error of SQLite on the file."""
+        return disk_error(error, lambda: has_no_space(self._lock.descriptor))
 
     def touch(self) -> None:
         """Write to the disk without changing anything. Within a transaction.

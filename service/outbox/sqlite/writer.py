@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -102,6 +103,8 @@ class Writer:
         for read, future in work.reads:
             try:
                 work.done.append((future, read()))
+            except sqlite3.DatabaseError as error:
+                work.done.append((future, self._file.translate(error)))
             except Exception as error:  # noqa: BLE001  # raised to the caller that awaits the future
                 work.done.append((future, error))
         self._refresh()
