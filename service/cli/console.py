@@ -40,6 +40,21 @@ _COULD_NOT_RUN = (
 )
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null in place of a standard stream that was closed before the start, as by `2>&-`.
+
+    Its descriptor would otherwise be that of the next file, such as the outbox, and a message of a library for standard
+    error would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free one, which is this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  for as long as we run
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def say(line: str) -> None:
     """Write a line to standard error."""
     sys.stderr.write(line + "\n")

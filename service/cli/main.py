@@ -34,6 +34,7 @@ _File = Annotated[str, typer.Argument(metavar="FILE", help="Segment JSON, a mess
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
+    console.open_standard_streams()
     console.run(_run)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +23,7 @@ from tests.support.paths import PROJECT
 from tests.support.processes import command, environment
 from tests.support.sandboxes import TOKEN
 from tests.support.server_processes import ServerProcess, settings_for
-from tests.support.waiting import DEADLINE
+from tests.support.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="only Linux has small pipes")
 
@@ -147,3 +148,37 @@ def test_a_process_whose_log_nobody_reads_exits(pipe: tuple[BinaryIO, BinaryIO])
     # then
     assert ended.returncode == 0
     assert len(pipe[0].read(2 * CAPACITY).splitlines()) < LINES
+
+
+async def test_a_server_without_standard_error_keeps_its_descriptor_from_the_outbox_and_stops(tmp_path: Path) -> None:
+    sandbox = Sandbox(api_token=TOKEN)
+    await sandbox.start("127.0.0.1", 0)
+    try:
+        # given
+        process = await asyncio.create_subprocess_exec(
+            "sh",
+            *("-c", 'exec "$@" 2>&-', "sh"),
+            *command("serve"),
+            cwd=PROJECT,
+            env=environment(settings_for(tmp_path / "outbox.db", sandbox)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        folder = Path(f"/proc/{process.pid}")
+
+        # when it catches SIGTERM, then its descriptor 2 is nobody's file
+        await until(lambda: handles(folder, signal.SIGTERM) and (tmp_path / "outbox.db-wal").exists())
+        assert (folder / "fd" / "2").readlink() == Path(os.devnull)
+        process.terminate()
+        async with asyncio.timeout(DEADLINE):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await sandbox.stop()
+
+
+def handles(process: Path, number: int) -> bool:
+    """Return True if a process has a handler for a signal."""
+    [mask] = [line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
