@@ -100,8 +100,9 @@ class JetStreamOutbox:
         self.committed_events = 0
         """Events that these puts stored."""
         self.evictions = 0
-        self.parked = 0  # JetStream settles each message by itself
         """Always 0: JetStream does not report the message_ids that it forgets."""
+        self.parked = 0
+        """Always 0: JetStream settles each message by itself."""
 
     # -- start
 

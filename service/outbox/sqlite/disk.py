@@ -14,6 +14,12 @@ DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 TRIAL_SIZE = 64 * 1024  # bytes; more than the block that the lock file may have already
 
 
+def primary_code(error: sqlite3.Error) -> int:
+    """Return the primary code of an error of SQLite; SQLITE_ERROR where it has none."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
 def disk_error(error: sqlite3.DatabaseError, no_space: Callable[[], bool]) -> OutboxUnavailableError:
     """Translate an error with which SQLite refused a write, or a read.
 
@@ -21,7 +27,7 @@ def disk_error(error: sqlite3.DatabaseError, no_space: Callable[[], bool]) -> Ou
         error: of SQLite, which gives a full disk a code of its own, but a quota that of every I/O error.
         no_space: tries to write to the same disk; True if it has no space, or no quota, left.
     """
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
+    code = primary_code(error)
     if code in DAMAGE:
         return OutboxDamagedError(f"the outbox file is damaged: {error}", DELAY)
     text = f"the disk of the outbox refuses writes: {error}"

@@ -1,7 +1,7 @@
 """A group commit: the work of one turn of the outbox's writer, and the counts that it changes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,42 @@ class GroupCommit:
         self.puts.append((entries, future))
         self.put_events += len(entries)
         self.put_bytes += sum(len(entry.payload) for entry in entries)
+
+    def ack(self, stored: Stored) -> None:
+        """Add the settlement of a delivered event."""
+        self.acks.append(stored)
+        self.settled_bytes += len(stored.payload)
+
+    def nak(self, stored: Stored, due_at: int, now: int) -> None:
+        """Add the settlement of an event that is due again at `due_at`; both times are in milliseconds."""
+        self.naks.append((stored, due_at, now))
+        self.settled_bytes += len(stored.payload)
+
+    def term(self, stored: Stored, refusal: Refusal, now: int) -> None:
+        """Add the settlement of an event that is given up; `now` is in milliseconds."""
+        self.terms.append((stored, refusal, now))
+        self.settled_bytes += len(stored.payload)
+
+    def settled(self) -> Iterator[Stored]:
+        """Return the events that it settles."""
+        yield from self.acks
+        for stored, *_ in (*self.naks, *self.terms):
+            yield stored
+
+    def each_settlement(self) -> list["GroupCommit"]:
+        """Return its settlements one by one, in the order in which they are executed."""
+        return [
+            *(GroupCommit(acks=[stored]) for stored in self.acks),
+            *(GroupCommit(naks=[nak]) for nak in self.naks),
+            *(GroupCommit(terms=[term]) for term in self.terms),
+        ]
+
+    def keep_settlements(self, some: Iterable["GroupCommit"]) -> None:
+        """Keep these of its settlements and no others."""
+        kept = list(some)
+        self.acks = [stored for one in kept for stored in one.acks]
+        self.naks = [nak for one in kept for nak in one.naks]
+        self.terms = [term for one in kept for term in one.terms]
 
     def resolve(self) -> None:
         """Give each future its outcome. Called on the event loop."""

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from service.errors import OutboxUnusableError
+from service.outbox.sqlite.disk import primary_code
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
 SCHEMA_VERSION = 4
@@ -65,8 +66,7 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 def unusable(path: Path, error: sqlite3.Error) -> OutboxUnusableError:
     """Return the error for a file on which SQLite failed; only two of its codes mean that the file is damaged."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary code
-    return OutboxUnusableError(f"outbox {path}: {error}; {ADVICE.get(code, OTHER_ADVICE)}")
+    return OutboxUnusableError(f"outbox {path}: {error}; {ADVICE.get(primary_code(error), OTHER_ADVICE)}")
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

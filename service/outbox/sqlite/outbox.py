@@ -126,8 +126,7 @@ class SqliteOutbox:
 
     def ack(self, stored: Stored) -> None:
         """Settle as delivered. See Queue.ack."""
-        self._next.acks.append(stored)
-        self._next.settled_bytes += len(stored.payload)
+        self._next.ack(stored)
         self._schedule(linger=True)
 
     def nak(self, stored: Stored, delay: float) -> None:
@@ -135,8 +134,7 @@ class SqliteOutbox:
         now = self._now()
         due_at = now + round(min(delay, self._retry_max_delay) * 1000)
         self._due_at = min(self._due_at, due_at)
-        self._next.naks.append((stored, due_at, now))
-        self._next.settled_bytes += len(stored.payload)
+        self._next.nak(stored, due_at, now)
         self._schedule(linger=True)
 
     def release(self, stored: Stored, delay: float = 0.0) -> None:  # noqa: ARG002  a lease in memory ends at once
@@ -156,8 +154,7 @@ class SqliteOutbox:
 
     def term(self, stored: Stored, refusal: Refusal) -> None:
         """Settle as a dead letter. See Queue.term."""
-        self._next.terms.append((stored, refusal, self._now()))
-        self._next.settled_bytes += len(stored.payload)
+        self._next.term(stored, refusal, self._now())
         self._schedule(linger=True)
 
     def settles(self) -> bool:

@@ -1,13 +1,11 @@
 """The parts of a group commit that failed as a whole: executed in halves, so that only those fail that must."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from service.errors import OutboxDamagedError, OutboxUnavailableError
-from service.outbox.base import Stored
 from service.outbox.sqlite.group_commit import Counts
 
 
@@ -17,10 +15,6 @@ class Part:
 
     run: Callable[[Counts], Any]
     """Executes it within a transaction."""
-    stored: Stored | None = None
-    """The event that it settles; None for a put or a call."""
-    future: "asyncio.Future[Any] | None" = None
-    """Receives the outcome of a put or a call."""
     is_done: bool = False
     """False if the disk refused before it could be executed."""
     outcome: Any = None

@@ -6,12 +6,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
 from service.errors import OutboxDamagedError, OutboxUnavailableError
-from service.outbox.base import Entry, Refusal, Stored
+from service.outbox.base import Entry, Stored
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.parts import Part, execute_parts
@@ -93,11 +93,13 @@ class Writer:
             try:
                 self._commit(work)
             except OutboxDamagedError as error:
-                self._commit_apart(work, error)
+                log.error("group commit failed; executing its parts", why=str(error))  # noqa: TRY400  no error of ours
+                self._commit_apart(work)
             except OutboxUnavailableError as error:
                 self._refuse(work, error)
-            except Exception as error:  # noqa: BLE001  # reported for the part that fails by itself
-                self._commit_apart(work, error)
+            except Exception:
+                log.exception("group commit failed; executing its parts")
+                self._commit_apart(work)
         if work.released:
             self._file.give_back(work.released)
         for read, future in work.reads:
@@ -149,63 +151,45 @@ class Writer:
         self.commits += 1
         self.committed_events += len(ids) - ids.count(0)
 
-    def _commit_apart(self, work: GroupCommit, error: Exception) -> None:
+    def _commit_apart(self, work: GroupCommit) -> None:
         """Execute a group commit that failed, though the disk takes writes, in parts, so that few are affected.
 
         A settlement that fails by itself is parked: its event keeps its lease until a restart. A put or a call that
         fails by itself fails its caller.
         """
-        expected = isinstance(error, OutboxDamagedError)
-        log.error("group commit failed; executing its parts", why=repr(error), exc_info=None if expected else error)
         work.is_apart = True
-        settlements = [
-            *(Part(partial(self._file.ack, [stored]), stored=stored) for stored in work.acks),
-            *(Part(partial(self._nak, *nak), stored=nak[0]) for nak in work.naks),
-            *(Part(partial(self._term, *term), stored=term[0]) for term in work.terms),
-        ]
-        parts = [
-            *(Part(partial(self._put, entries), future=future) for entries, future in work.puts),
-            *(Part(call, future=future) for call, future in work.calls),
-        ]
-        refused: OutboxUnavailableError | None = None
+        settlements = [(piece, Part(partial(self._settle, piece))) for piece in work.each_settlement()]
+        puts = [(future, Part(partial(self._put, entries))) for entries, future in work.puts]
+        calls = [(future, Part(call)) for call, future in work.calls]
         try:
-            execute_parts(self._file.transaction, settlements)
-            execute_parts(self._file.transaction, parts)
-        except OutboxUnavailableError as refusal:  # the disk, meanwhile
-            refused = refusal
-        self._park(settlements)
-        ended = {id(part.stored) for part in settlements if part.is_done}
-        work.acks = [stored for stored in work.acks if id(stored) not in ended]
-        work.naks = [nak for nak in work.naks if id(nak[0]) not in ended]
-        work.terms = [term for term in work.terms if id(term[0]) not in ended]
-        for part in parts:
-            work.done.append((cast("asyncio.Future[Any]", part.future), part.outcome if part.is_done else refused))
-        work.refused = refused
+            execute_parts(self._file.transaction, [part for _, part in settlements])
+            execute_parts(self._file.transaction, [part for _, part in (*puts, *calls)])
+        except OutboxUnavailableError as error:  # the disk, meanwhile
+            work.refused = error
+        for piece, part in settlements:
+            if part.is_stored:
+                self._release(piece)
+            elif part.is_done:
+                self._park(piece, part.outcome)
+        work.keep_settlements(piece for piece, part in settlements if not part.is_done)
         work.stuck = work.settlements() > 0
+        work.done += [(future, part.outcome if part.is_done else work.refused) for future, part in (*puts, *calls)]
         self.commits += 1
-        self.committed_events += sum(sum(part.outcome) for part in parts[: len(work.puts)] if part.is_stored)
+        self.committed_events += sum(sum(part.outcome) for _, part in puts if part.is_stored)
 
-    def _park(self, settlements: Sequence[Part]) -> None:
-        """Report the settlements that failed by themselves, and end the leases of the others that are on disk."""
-        for part in settlements:
-            if part.is_done and not part.is_stored:
-                self.parked += 1
-                log.error(
-                    "settlement parked; its event is kept and tried again after a restart",
-                    message_id=part.stored.message_id if part.stored else "",
-                    why=repr(part.outcome),
-                    advice="examine the outbox file with pointillist-destination doctor",
-                )
-        self._file.release(part.stored for part in settlements if part.is_stored and part.stored)
+    def _park(self, piece: GroupCommit, error: Exception) -> None:
+        """Report a settlement that failed by itself."""
+        [stored] = piece.settled()
+        self.parked += 1
+        log.error(
+            "settlement parked; its event is kept and tried again after a restart",
+            message_id=stored.message_id,
+            why=repr(error),
+            advice="examine the outbox file with pointillist-destination doctor",
+        )
 
     def _put(self, entries: Sequence[Entry], change: Counts) -> list[bool]:
         return [id_ > 0 for id_ in self._file.put(entries, self._now(), change)]
-
-    def _nak(self, stored: Stored, due_at: int, now: int, _: Counts) -> None:
-        self._file.nak(stored, due_at, now)
-
-    def _term(self, stored: Stored, refusal: Refusal, now: int, change: Counts) -> None:
-        self._file.term(stored, refusal, now, change)
 
     def _refuse(self, work: GroupCommit, error: OutboxUnavailableError) -> None:
         """Fail the callers of a group commit that the disk refused, but try to settle: that needs less space."""
@@ -230,9 +214,7 @@ class Writer:
         return True
 
     def _release(self, work: GroupCommit) -> None:
-        self._file.release(work.acks)
-        self._file.release(nak[0] for nak in work.naks)
-        self._file.release(term[0] for term in work.terms)
+        self._file.release(work.settled())
 
     def _settle(self, work: GroupCommit, change: Counts) -> None:
         self._file.ack(work.acks, change)
