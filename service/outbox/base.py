@@ -97,6 +97,15 @@ class DeadLetterFilter:
     """Milliseconds since the epoch, exclusive, of the last attempt."""
 
 
+class Replayed(NamedTuple):
+    """The outcome of a replay."""
+
+    moved: int
+    """Dead letters that are pending events again."""
+    left: int
+    """Dead letters that were left, because they are no events."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Counts as of the last commit; dead letters include those that are being written."""
@@ -200,10 +209,8 @@ class DeadLetters(Protocol):
     async def list(self, which: DeadLetterFilter, *, after: int, limit: int) -> Sequence[DeadLetter]:
         """Return up to `limit` dead letters with an id above `after`, by rising id."""
 
-    async def replay(self, which: DeadLetterFilter) -> int:
-        """Move dead letters to the end of the queue, with their message_ids; return the number moved.
-
-        Those with the reason UNREADABLE are left.
+    async def replay(self, which: DeadLetterFilter) -> Replayed:
+        """Move dead letters to the end of the queue, with their message_ids; those with the reason UNREADABLE are left.
 
         Raises:
             OutboxFullError: there is no capacity for pending events.

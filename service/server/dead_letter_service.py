@@ -1,6 +1,5 @@
 """DeadLetterService: lists, shows, replays and deletes the events that were given up."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointillist_destination.v1 import dead_letter_service_pb2, event_pb2
 from service.events.validation import Violation, timestamp_violations
 from service.mapping.mapping import Mapping
-from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, DeadLetters
+from service.outbox.base import DeadLetter, DeadLetterFilter, DeadLetters
 from service.server import status
 from service.server.calls import Calls, Context, parse, unary
 
@@ -83,20 +82,8 @@ class DeadLetterService:
         """Put some back into the queue."""
         which = _choice(parse(dead_letter_service_pb2.ReplayRequest, request))
         replayed = await self._dead_letters.replay(which)
-        left = await self._count_unreadable(which)
-        response = dead_letter_service_pb2.ReplayResponse(replayed=replayed, still_invalid=left)
+        response = dead_letter_service_pb2.ReplayResponse(replayed=replayed.moved, still_invalid=replayed.left)
         return response.SerializeToString()
-
-    async def _count_unreadable(self, which: DeadLetterFilter) -> int:
-        """Count the dead letters of a filter that a replay leaves."""
-        if which.reason not in {None, UNREADABLE}:
-            return 0
-        unreadable = dataclasses.replace(which, reason=UNREADABLE)
-        count = after = 0
-        while letters := await self._dead_letters.list(unreadable, after=after, limit=PAGE_SIZE):
-            count += len(letters)
-            after = letters[-1].id
-        return count
 
     async def delete(self, request: bytes, _: Context) -> bytes:
         """Delete some for good."""

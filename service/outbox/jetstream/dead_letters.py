@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from service.errors import JetStreamError, OutboxUnavailableError
-from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter
+from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, Replayed
 from service.outbox.jetstream.connection import UNREACHED_RETRY, Connection, Received
 from service.outbox.jetstream.headers import delivery_of, letter_of, matches, parse_headers, replay_headers
 from service.outbox.jetstream.publisher import Message, Publisher
@@ -47,20 +47,21 @@ class DeadLetterStream:
                     break
         return letters
 
-    async def replay(self, which: DeadLetterFilter, queued_at: int) -> int:
+    async def replay(self, which: DeadLetterFilter, queued_at: int) -> Replayed:
         """Publish dead letters to the end of the queue; `queued_at` is in milliseconds.
 
         Each is in the queue before it is deleted here: after a crash in between it is in both, and a second replay
         finds the event in the duplicate window.
         """
-        count = 0
+        moved = left = 0
         async with aclosing(self._matching(which, 0, await self.newest())) as matching:
             async for page in matching:
                 some = [letter for letter in page if letter.refusal.reason != UNREADABLE]
                 messages = [Message(letter.payload, replay_headers(letter, queued_at)) for letter in some]
                 await self._publisher.publish(self._plan.events_subject, messages)
-                count += await self._delete(some)
-        return count
+                moved += await self._delete(some)
+                left += len(page) - len(some)
+        return Replayed(moved, left)
 
     async def delete(self, which: DeadLetterFilter) -> int:
         """Delete dead letters for good."""
@@ -187,7 +188,7 @@ class JetStreamDeadLetters:
         """Return dead letters by rising id. See DeadLetters.list."""
         return await self._stream.find(which, after=after, limit=limit) if limit else []
 
-    async def replay(self, which: DeadLetterFilter) -> int:
+    async def replay(self, which: DeadLetterFilter) -> Replayed:
         """Move dead letters to the queue. See DeadLetters.replay."""
         self._check_capacity()
         replayed = await self._stream.replay(which, self._now())

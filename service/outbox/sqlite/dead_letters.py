@@ -1,12 +1,12 @@
 """The dead letters of an outbox file: the statements on their table, and the DeadLetters of the server."""
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from service.events.message import filter_values
-from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, Refusal, Stored
+from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, Refusal, Replayed, Stored
 from service.outbox.sqlite.group_commit import Counts
 
 NEWEST = 2**63 - 1  # above every id
@@ -98,10 +98,12 @@ class DeadLetterTable:
         letters = [_dead_letter(row) for row in rows]
         return letters, letters[-1].id if len(letters) == limit else until
 
-    def replay(self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts) -> tuple[int, int]:
+    def replay(
+        self, which: DeadLetterFilter, after: int, newest: int, now: int, change: Counts
+    ) -> tuple[Replayed, int]:
         """Move some dead letters to the end of the queue, but for unreadable ones. Within a transaction.
 
-        Returns the number moved and the id to continue after, as `page` does.
+        Returns the numbers moved and left, and the id to continue after, as `page` does.
         """
         page, reached = self.page(which, after, MAX_MOVED, newest)
         letters = [letter for letter in page if letter.refusal.reason != UNREADABLE]
@@ -111,7 +113,7 @@ class DeadLetterTable:
         change.events += len(letters)
         change.bytes += sum(len(letter.payload) for letter in letters)
         change.dead_letters -= len(letters)
-        return len(letters), reached
+        return Replayed(len(letters), len(page) - len(letters)), reached
 
     def delete(self, which: DeadLetterFilter, after: int, newest: int, change: Counts) -> tuple[int, int]:
         """Delete some dead letters. Within a transaction.
@@ -175,7 +177,7 @@ class SqliteDeadLetters:
             letters += some
         return letters
 
-    async def replay(self, which: DeadLetterFilter) -> int:
+    async def replay(self, which: DeadLetterFilter) -> Replayed:
         """Move dead letters to the queue. See DeadLetters.replay.
 
         Each transaction moves some; after a crash in between, every letter is in exactly one of the two places.
@@ -183,23 +185,23 @@ class SqliteDeadLetters:
         self._check_capacity()
         now = self._now()
 
-        def replay(after: int, newest: int, change: Counts) -> tuple[int, int]:
+        def replay(after: int, newest: int, change: Counts) -> tuple[Replayed, int]:
             return self._table.replay(which, after, newest, now, change)
 
-        return await self._repeat(replay)
+        some = [replayed async for replayed in self._repeat(replay)]
+        return Replayed(sum(replayed.moved for replayed in some), sum(replayed.left for replayed in some))
 
     async def delete(self, which: DeadLetterFilter) -> int:
         """Delete dead letters for good. See DeadLetters.delete."""
-        return await self._repeat(partial(self._table.delete, which))
+        return sum([count async for count in self._repeat(partial(self._table.delete, which))])
 
-    async def _repeat(self, some: Callable[[int, int, Counts], tuple[int, int]]) -> int:
+    async def _repeat(self, some: Callable[[int, int, Counts], tuple[Result, int]]) -> AsyncIterator[Result]:
         """Process the dead letters that exist now, in as many transactions as it takes; later ones are left out."""
         newest = await self._read(self._table.newest)
-        total = after = 0
+        after = 0
         while after < newest:
-            count, after = await self._write(partial(some, after, newest))
-            total += count
-        return total
+            result, after = await self._write(partial(some, after, newest))
+            yield result
 
 
 def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:

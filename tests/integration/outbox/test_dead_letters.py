@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pointillist_destination.v1 import event_pb2
-from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Pick, Refusal
+from service.outbox.base import DeadLetterFilter, Entry, OpenOutbox, Pick, Refusal, Replayed
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, identify
 from tests.support.outboxes import ALL, REFUSAL, Backend, bury, take
@@ -110,7 +110,7 @@ async def test_dead_letters_are_replayed_by_any_filter(
     outbox: OpenOutbox, clock: HandClock, which: DeadLetterFilter, expected: list[int]
 ) -> None:
     await bury_four(outbox, clock)
-    assert await outbox.dead_letters.replay(which) == len(expected)
+    assert await outbox.dead_letters.replay(which) == Replayed(len(expected), 0)
     assert (outbox.stats().events, outbox.stats().dead_letters) == (len(expected), 4 - len(expected))
     assert await message_ids(outbox, len(expected)) == [f"m-{number}" for number in expected]
 
@@ -156,7 +156,7 @@ async def test_a_replayed_events_message_id_stays_a_duplicate(outbox: OpenOutbox
 
 async def test_more_dead_letters_than_one_transaction_takes_are_all_replayed(outbox: OpenOutbox) -> None:
     await bury(outbox, entries(1200))
-    assert await outbox.dead_letters.replay(ALL) == 1200
+    assert await outbox.dead_letters.replay(ALL) == Replayed(1200, 0)
     assert await message_ids(outbox, 1200) == [f"m-{number}" for number in range(1200)]
 
 

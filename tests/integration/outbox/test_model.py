@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.outbox.base import DeadLetterFilter, Pick, Stored
+from service.outbox.base import DeadLetterFilter, Pick, Replayed, Stored
 from tests.support.clock import HandClock
 from tests.support.events import entry
 from tests.support.outboxes import ALL, REFUSAL, WINDOW, open_outbox
@@ -153,7 +153,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def replay(self, number: int | None) -> None:
         which = ALL if number is None else DeadLetterFilter(user_id=f"u-{number}")
         replayed = self.take_dead(number)
-        assert self.run(self.outbox.dead_letters.replay(which)) == len(replayed)
+        assert self.run(self.outbox.dead_letters.replay(which)) == Replayed(len(replayed), 0)
         for message_id in replayed:
             self.model.add(message_id)
 

@@ -11,7 +11,7 @@ from pointillist_destination.v1 import event_pb2
 from service.clock import SystemClock
 from service.mapping.mapping import Mapping
 from service.mapping.mapping_file import load_mapping
-from service.outbox.base import Entry, Refusal
+from service.outbox.base import Entry, Refusal, Replayed
 from service.pointillist.answer import Answer, Failure
 from service.relay.flow import MAX_REFUSALS, MIN_FIRST_TRIES, Cause, State
 from service.relay.outage import FEW
@@ -388,7 +388,7 @@ async def test_a_replayed_event_is_delivered(relaying: Relays, backend: Backend)
         await until(lambda: running.outbox.stats().dead_letters == 1)
         await running.outbox.flush()
         script.answer = lambda _: TAKEN
-        assert await running.outbox.dead_letters.replay(ALL) == 1
+        assert await running.outbox.dead_letters.replay(ALL) == Replayed(1, 0)
         await until(lambda: "m-1" in script.taken)
 
 

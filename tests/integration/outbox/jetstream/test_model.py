@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from service.clock import SystemClock
 from service.config.address import NatsServers
-from service.outbox.base import DeadLetterFilter, Stored
+from service.outbox.base import DeadLetterFilter, Replayed, Stored
 from service.outbox.jetstream.connection import NatsAccess
 from service.outbox.jetstream.outbox import JetStreamOutbox
 from service.outbox.jetstream.streams import Plan
@@ -150,8 +150,10 @@ class JetStreamMachine(RuleBasedStateMachine):
         which = ALL if number is None else DeadLetterFilter(user_id=f"u-{number}")
         taken = [one for one in self.model.dead if number is None or one == f"m-{number}"]
         self.model.dead = [one for one in self.model.dead if one not in taken]
-        act = self.outbox.dead_letters.replay if is_replayed else self.outbox.dead_letters.delete
-        assert self.run(act(which)) == len(taken)
+        if is_replayed:
+            assert self.run(self.outbox.dead_letters.replay(which)) == Replayed(len(taken), 0)
+        else:
+            assert self.run(self.outbox.dead_letters.delete(which)) == len(taken)
         for message_id in taken if is_replayed else ():
             self.model.add(message_id)
 

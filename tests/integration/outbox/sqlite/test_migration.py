@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutboxUnusableError
-from service.outbox.base import DeadLetter, DeadLetterFilter, Pick, Refusal, Stored
+from service.outbox.base import DeadLetter, DeadLetterFilter, Pick, Refusal, Replayed, Stored
 from service.outbox.sqlite.opening import SCHEMA_VERSION
 from tests.support.clock import START, HandClock
 from tests.support.events import ACCEPTED_AT, entry
@@ -113,7 +113,7 @@ async def test_the_dead_letters_of_an_old_file_can_be_read_and_replayed(old_file
         refusal = Refusal("400", 400, "no")
         at = ACCEPTED_AT + 5
         assert letters == [DeadLetter(n, *_of(1_000 + n), refusal, 1, at, at) for n in range(1, DEAD + 1)]
-        assert replayed == DEAD
+        assert replayed == Replayed(DEAD, 0)
         assert {letter.message_id for letter in letters} < waiting
 
 
