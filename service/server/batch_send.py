@@ -170,15 +170,15 @@ class BatchSend:
         pause = 0.0
         while True:
             with line.place(number):
-                await self._unless_draining(asyncio.sleep(pause))
-                await self._unless_draining(self._may_put(number))
+                await self._unless_draining(self._may_put(number, pause))
             try:
                 return await sink.put(entries)
             except OutboxUnavailableError as error:
                 pause = min(error.retry_after, MAX_FULL_PAUSE)
 
-    async def _may_put(self, number: int) -> None:
-        """Return once a waiting batch is the first, and the outbox has capacity."""
+    async def _may_put(self, number: int, pause: float) -> None:
+        """Return once a waiting batch is the first, and the outbox has capacity, but not before a pause in seconds."""
+        await asyncio.sleep(pause)
         while True:
             await self._line.first(number)
             await self._acceptance.sink.has_room()
