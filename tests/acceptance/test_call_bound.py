@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 
 from pointillist_destination.v1.event_service_pb2 import TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from tests.support.events import track
 from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import running_server
+from tests.support.servers import failed
 from tests.support.sizes import sized
 from tests.support.waiting import DEADLINE
 
@@ -34,7 +34,8 @@ async def answers(target: str, calls: int, per_connection: int) -> "Counter[tupl
             try:
                 await stub.Track(TrackRequest(track=track(number)), timeout=DEADLINE)
             except grpc.aio.AioRpcError as error:
-                return error.code().name, *details(error)
+                answer = failed(error)
+                return answer.code.name, answer.info.reason, answer.retry_after is not None
             return "OK", "", False
 
         return Counter(await asyncio.gather(*map(call, range(calls))))
@@ -42,26 +43,10 @@ async def answers(target: str, calls: int, per_connection: int) -> "Counter[tupl
         await asyncio.gather(*(channel.close() for channel in channels))
 
 
-def details(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
-    """Return the ErrorInfo's reason and whether there is a RetryInfo."""
-    metadata = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    reason, has_retry = "", False
-    for detail in status.details:
-        if detail.Unpack(info):
-            reason = info.reason
-        has_retry = has_retry or detail.Unpack(retry)
-    return reason, has_retry
-
-
 async def test_calls_within_the_bound_are_all_answered_ok_and_a_burst_beyond_it_is_answered_and_counted(
     tmp_path: Path,
 ) -> None:
-    async with (
-        running_sandbox() as sandbox,
-        running_server(sandbox, tmp_path) as server,
-    ):
+    async with running_sandbox() as sandbox, running_server(sandbox, tmp_path) as server:
         assert await answers(server.address, CALLERS, PER_CONNECTION) == {("OK", "", False): CALLERS}
 
         burst = await answers(server.address, BURST, PER_CONNECTION)

@@ -1,6 +1,7 @@
 """Outboxes for tests, with defaults for everything that rarely matters; closed in any case."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -57,6 +58,18 @@ async def opened(
         yield outbox
     finally:
         await outbox.close()
+
+
+def refuse_writes(outbox: SqliteOutbox, *, refuse: bool) -> None:
+    """Have SQLite itself refuse every write, as it does on a disk that became read-only."""
+    outbox._file._connection.execute(f"PRAGMA query_only = {int(refuse)}")
+
+
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    """Make an error of SQLite with a code."""
+    error = sqlite3.OperationalError("words of SQLite")
+    error.sqlite_errorcode = code
+    return error
 
 
 PATIENCE = 20.0  # seconds in which an outbox on NATS must be reachable

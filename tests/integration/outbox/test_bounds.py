@@ -11,7 +11,7 @@ from service.outbox.capacity import DISK_CHECK_INTERVAL, REFUSED_PAUSE, Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, event
-from tests.support.outboxes import REFUSAL, opened, refusal
+from tests.support.outboxes import REFUSAL, opened, refusal, refuse_writes
 from tests.support.waiting import DEADLINE, until
 
 
@@ -222,11 +222,6 @@ async def test_settlements_that_could_not_be_written_are_written_later_and_once(
         assert [(one.message_id, one.attempts) for one in again] == [("m-2", 1), ("m-4", 0)]
     async with opened(path, clock) as outbox:
         assert (outbox.stats().events, outbox.stats().dead_letters) == (3, 1)
-
-
-def refuse_writes(outbox: SqliteOutbox, *, refuse: bool) -> None:
-    """Have SQLite itself refuse every write, as it does on a disk that became read-only."""
-    outbox._file._connection.execute(f"PRAGMA query_only = {int(refuse)}")
 
 
 async def test_an_outbox_stays_full_until_the_disk_took_a_write_of_its_own(path: Path, clock: HandClock) -> None:

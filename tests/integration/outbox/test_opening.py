@@ -16,7 +16,7 @@ from service.errors import OutboxUnusableError
 from service.outbox.sqlite.opening import unusable
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import open_outbox, opened
+from tests.support.outboxes import open_outbox, opened, sqlite_error
 
 
 @pytest.fixture
@@ -117,9 +117,7 @@ async def test_a_symbolic_link_is_followed(path: Path) -> None:
     ],
 )
 def test_only_damage_is_called_damage(path: Path, code: int, words: str) -> None:
-    error = sqlite3.OperationalError("cause")
-    error.sqlite_errorcode = code
-    message = str(unusable(path, error))
+    message = str(unusable(path, sqlite_error(code)))
     assert words in message
     assert "Move it away" not in message
     assert "it is damaged" not in message
@@ -127,10 +125,9 @@ def test_only_damage_is_called_damage(path: Path, code: int, words: str) -> None
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CORRUPT_INDEX, sqlite3.SQLITE_NOTADB])
 def test_damage_is_called_damage(path: Path, code: int) -> None:
-    error = sqlite3.DatabaseError("cause")
-    error.sqlite_errorcode = code
-    assert "it is damaged" in str(unusable(path, error))
-    assert "Move it away" in str(unusable(path, error))
+    message = str(unusable(path, sqlite_error(code)))
+    assert "it is damaged" in message
+    assert "Move it away" in message
 
 
 async def test_a_file_that_another_program_locks_is_not_called_damaged(

@@ -21,7 +21,7 @@ from service.server.grpc_server import listen, make_server
 from service.server.health import Health
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import opened
+from tests.support.outboxes import opened, refuse_writes
 from tests.support.servers import failure
 
 State = Callable[[SqliteOutbox], Awaitable[object]]
@@ -40,7 +40,7 @@ async def fill_the_disk(outbox: SqliteOutbox) -> None:
 
 
 async def make_the_disk_read_only(outbox: SqliteOutbox) -> None:
-    outbox._file._connection.execute("PRAGMA query_only = 1")
+    refuse_writes(outbox, refuse=True)
     with pytest.raises(OutboxError):
         await outbox.put([entry(1)])
 

@@ -11,7 +11,7 @@ from service.server.batch_send import BatchSend
 from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
 from tests.support.events import entry
-from tests.support.outboxes import opened
+from tests.support.outboxes import opened, refuse_writes
 from tests.support.waiting import DEADLINE, turns, until
 
 BATCHES = 200
@@ -68,13 +68,13 @@ async def test_batches_behind_a_refused_commit_keep_their_place(tmp_path: Path) 
 
         # given a disk that refuses the first commit, and takes the next one
         execute, refusing, behind = outbox._writer._do, threading.Event(), threading.Event()
-        outbox._file._connection.execute("PRAGMA query_only = 1")
+        refuse_writes(outbox, refuse=True)
 
         def heal(work: object) -> None:
             refusing.set()
             behind.wait(DEADLINE)
             execute(work)  # type: ignore[arg-type]
-            outbox._file._connection.execute("PRAGMA query_only = 0")
+            refuse_writes(outbox, refuse=False)
 
         outbox._writer._do = heal  # type: ignore[method-assign]
 

@@ -12,7 +12,7 @@ from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import opened
+from tests.support.outboxes import opened, sqlite_error
 
 
 async def test_a_settlement_that_fails_by_itself_is_parked_and_tried_again_after_a_restart(
@@ -23,9 +23,7 @@ async def test_a_settlement_that_fails_by_itself_is_parked_and_tried_again_after
     def meet_damage(file: Database, stored: list[Stored], change: Counts) -> None:
         ack(file, stored, change)
         if any(event.message_id == "m-2" for event in stored):
-            error = sqlite3.DatabaseError("database disk image is malformed")
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
+            raise sqlite_error(sqlite3.SQLITE_CORRUPT)
 
     async with opened(path, HandClock()) as outbox:
         # given
@@ -56,9 +54,7 @@ async def test_a_put_that_meets_damage_fails_alone(tmp_path: Path, monkeypatch: 
     def meet_damage(file: Database, some: list[object], now: int, change: Counts) -> list[int]:
         ids = put(file, some, now, change)  # type: ignore[arg-type]
         if entry(1) in some:
-            error = sqlite3.DatabaseError("database disk image is malformed")
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
+            raise sqlite_error(sqlite3.SQLITE_CORRUPT)
         return ids
 
     async with opened(tmp_path / "outbox.db", HandClock()) as outbox:

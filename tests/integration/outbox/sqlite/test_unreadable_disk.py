@@ -11,15 +11,13 @@ from service.outbox.capacity import DISK_CHECK_INTERVAL, Bounds
 from service.outbox.sqlite.database import Database
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
-from tests.support.outboxes import opened
+from tests.support.outboxes import opened, sqlite_error
 from tests.support.relays import Script, relaying
 from tests.support.waiting import until
 
 
 def fail(*_: Any) -> Any:
-    error = sqlite3.OperationalError("disk I/O error")
-    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
-    raise error
+    raise sqlite_error(sqlite3.SQLITE_IOERR_READ)
 
 
 async def test_a_read_that_fails_is_told_as_an_error_of_the_outbox(
@@ -27,7 +25,7 @@ async def test_a_read_that_fails_is_told_as_an_error_of_the_outbox(
 ) -> None:
     async with opened(tmp_path / "outbox.db", HandClock()) as outbox:
         monkeypatch.setattr(Database, "recall", fail)
-        with pytest.raises(OutboxUnavailableError, match="disk I/O error"):
+        with pytest.raises(OutboxUnavailableError, match="words of SQLite"):
             await outbox.recall("name")
 
 

@@ -9,12 +9,7 @@ import pytest
 
 from service.errors import OutboxDamagedError, OutboxFullError, OutboxUnavailableError
 from service.outbox.sqlite.disk import disk_error, has_no_space
-
-
-def sqlite_error(code: int) -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError("words of SQLite")
-    error.sqlite_errorcode = code
-    return error
+from tests.support.outboxes import sqlite_error
 
 
 def never() -> bool:
