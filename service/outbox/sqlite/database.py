@@ -7,16 +7,17 @@ once, executemany 64 times.
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from service.errors import OutboxUnavailableError
-from service.outbox.base import DeadLetter, Entry, Pick, Refusal, Stored
+from service.outbox.base import DeadLetter, Entry, Refusal, Stored
 from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.disk import disk_error, has_no_space
 from service.outbox.sqlite.group_commit import Counts
+from service.outbox.sqlite.leases import Leases
 from service.outbox.sqlite.lock import OutboxLock
 from service.outbox.sqlite.opening import open_database, unusable
 
@@ -49,7 +50,6 @@ INSERT_EVENT = {
     for n in CHUNKS
 }
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
-STORED = "id, message_id, payload, accepted_at, queued_at, attempts, first_attempt_at, traceparent"
 
 
 class Database:
@@ -87,10 +87,7 @@ class Database:
             self._lock.release()
             raise
         self.dead_letters = DeadLetterTable(self._connection, self._requeue)
-        self.cursor = 0
-        """The highest id of a new event that was leased; new events with higher ids were not."""
-        self._leased: set[int] = set()
-        self._has_leases_above = False  # there may be leases above the cursor
+        self.leases = Leases(self._connection, lambda: self._next_id - 1)
 
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
@@ -194,80 +191,7 @@ class Database:
         self.ack([stored], change)
         change.dead_letters += 1
 
-    def release(self, settled: Iterable[Stored]) -> None:
-        """Drop the leases of events whose settlement is committed."""
-        self._leased.difference_update([event.id for event in settled])
-
     # -- reading
-
-    def give_back(self, released: Sequence[Stored]) -> None:
-        """End the leases of events that stay as they were."""
-        self.release(released)
-        new = [event.id for event in released if not event.attempts]
-        if new and min(new) <= self.cursor:
-            self.cursor = min(new) - 1
-            self._has_leases_above = True
-
-    def fetch(self, limit: int, pick: Pick, now: int, latest: int) -> list[Stored]:
-        """Lease up to `limit` events.
-
-        Args:
-            limit: maximum number of events.
-            pick: the events to lease.
-            now: milliseconds; events with a due time up to this are due.
-            latest: milliseconds; a later due time must be wrong (the clock was set back) and counts as due.
-        """
-        match pick:
-            case Pick.NEW:
-                return self._fetch_new(limit)
-            case Pick.NEWEST:
-                return self._fetch_newest(limit)
-            case Pick.TRIED:
-                return self._fetch_tried(limit, "due_at > ?", 0)
-        events = self._fetch_tried(limit, "due_at <= ?", now)
-        events += self._fetch_tried(limit - len(events), "due_at > ?", latest)
-        return events if pick is Pick.DUE else events + self._fetch_new(limit - len(events))
-
-    def _fetch_tried(self, limit: int, which: str, bound: int) -> list[Stored]:
-        if not limit:
-            return []
-        leased = self._leased
-        rows = self._connection.execute(
-            f"SELECT {STORED} FROM event WHERE {which} ORDER BY due_at LIMIT ?",  # noqa: S608
-            (bound, limit + len(leased)),
-        )
-        return self._lease([row for row in rows if row[0] not in leased][:limit])
-
-    def _fetch_new(self, limit: int) -> list[Stored]:
-        """Lease new events, which have ids above the cursor, so that events leased before are not read again.
-
-        At the end the cursor moves to the highest id, so that events that await redelivery are not scanned each time.
-        """
-        most = limit + self._leases_above()
-        rows = self._connection.execute(
-            f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id LIMIT ?",  # noqa: S608
-            (self.cursor, most),
-        ).fetchall()
-        taken = rows if most == limit else [row for row in rows if row[0] not in self._leased][:limit]
-        if len(taken) < limit and len(rows) < most:
-            self.cursor = self._next_id - 1
-            self._has_leases_above = False
-        elif taken:
-            self.cursor = taken[-1][0]
-        return self._lease(taken)
-
-    def _fetch_newest(self, limit: int) -> list[Stored]:
-        """Lease new events from the other end; the cursor passes them later."""
-        rows = self._connection.execute(
-            f"SELECT {STORED} FROM event WHERE id > ? AND due_at IS NULL ORDER BY id DESC LIMIT ?",  # noqa: S608
-            (self.cursor, limit + self._leases_above()),
-        )
-        self._has_leases_above = True
-        return self._lease([row for row in rows if row[0] not in self._leased][:limit])
-
-    def _leases_above(self) -> int:
-        """Return the number of leases above the cursor, which a reader of new events skips."""
-        return sum(id_ > self.cursor for id_ in self._leased) if self._has_leases_above else 0
 
     def recall(self, name: str) -> str:
         """Return a remembered text; "" if there is none."""
@@ -279,18 +203,6 @@ class Database:
         self._connection.execute(
             "INSERT INTO memory VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET text = excluded.text", (name, text)
         )
-
-    def _lease(self, rows: list[Any]) -> list[Stored]:
-        events = [Stored(*row) for row in rows]
-        self._leased.update([event.id for event in events])
-        return events
-
-    def next_due(self) -> int | None:
-        """Return the earliest due time of the events that await redelivery, in milliseconds; None if there is none."""
-        rows = self._connection.execute(
-            "SELECT id, due_at FROM event WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?", (len(self._leased) + 1,)
-        )
-        return next((due_at for id_, due_at in rows if id_ not in self._leased), None)
 
     def reusable(self) -> int:
         """Return the bytes of the file that can be reused; the file does not shrink when events leave it."""

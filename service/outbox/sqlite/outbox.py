@@ -108,20 +108,20 @@ class SqliteOutbox:
         if self._tail.is_whole and (pick is Pick.NEW or (pick is Pick.READY and now < self._due_at)):
             events = self._tail.take(limit)
             if events:
-                self._file.cursor = events[-1].id
+                self._file.leases.cursor = events[-1].id
             return events
         latest = now + round(self._retry_max_delay * 1000)
 
         def read() -> tuple[list[Stored], float]:
-            events = self._file.fetch(limit, pick, now, latest)
-            due_at = self._file.next_due()
+            events = self._file.leases.fetch(limit, pick, now, latest)
+            due_at = self._file.leases.next_due()
             return events, inf if due_at is None else due_at if due_at <= latest else now
 
         if pick is Pick.NEWEST:
             self._tail.clear()  # it would hand them out again
         events, due_at = await self._read(read)
         self._due_at = min([due_at, *(nak[1] for nak in self._next.naks)])  # including naks of the meantime
-        self._tail.read_up_to(self._file.cursor, to_end=len(events) < limit and pick in (Pick.READY, Pick.NEW))
+        self._tail.read_up_to(self._file.leases.cursor, to_end=len(events) < limit and pick in (Pick.READY, Pick.NEW))
         return events
 
     def ack(self, stored: Stored) -> None:

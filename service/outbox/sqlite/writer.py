@@ -101,7 +101,7 @@ class Writer:
                 log.exception("group commit failed; executing its parts")
                 self._commit_apart(work)
         if work.released:
-            self._file.give_back(work.released)
+            self._file.leases.give_back(work.released)
         for read, future in work.reads:
             try:
                 work.done.append((future, read()))
@@ -214,7 +214,7 @@ class Writer:
         return True
 
     def _release(self, work: GroupCommit) -> None:
-        self._file.release(work.settled())
+        self._file.leases.release(work.settled())
 
     def _settle(self, work: GroupCommit, change: Counts) -> None:
         self._file.ack(work.acks, change)

@@ -9,6 +9,7 @@ import pytest
 from service.errors import OutboxUnavailableError
 from service.outbox.capacity import DISK_CHECK_INTERVAL, Bounds
 from service.outbox.sqlite.database import Database
+from service.outbox.sqlite.leases import Leases
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
 from tests.support.outboxes import opened, sqlite_error
@@ -39,7 +40,7 @@ async def test_the_relay_goes_on_once_the_outbox_can_be_read_again(
         failures.append(1)
         fail()
 
-    monkeypatch.setattr(Database, "fetch", fail_and_count)
+    monkeypatch.setattr(Leases, "fetch", fail_and_count)
     async with relaying(tmp_path / "outbox.db", script, clock=clock) as running:
         # given a disk that cannot be read, events are accepted
         await until(lambda: failures)
