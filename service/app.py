@@ -206,7 +206,7 @@ class App:
             why_dead=outbox.broken,
             why_not_ready=(lambda: _reason(outbox.full())) if role.accepts else outbox.unreachable,
             is_getting_through=(
-                (lambda: flow.is_getting_through(clock.steady()) and sender.is_able) if role.relays else None
+                (lambda: flow.is_getting_through(clock.steady()) and relay.is_able) if role.relays else None
             ),
             accepts=role.accepts,
             beat=lambda: _beat_health(outbox, metrics),
@@ -358,6 +358,7 @@ def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clo
     metrics.outbox_committed_events.set_function(lambda: outbox.committed_events)
     metrics.duplicate_evictions.set_function(lambda: outbox.evictions)
     metrics.parked_settlements.set_function(lambda: outbox.parked)
+    metrics.unreadable_events.set_function(lambda: outbox.unreadable)
     metrics.concurrency_limit.set_function(lambda: flow.target)
     metrics.in_flight.set_function(lambda: relay.in_flight)
 

@@ -44,7 +44,7 @@ class Stored(NamedTuple):
     accepted_at: int
     """Milliseconds since the epoch."""
     queued_at: int
-    """Milliseconds since the epoch, by the outbox's steady clock: when it was put or, if later, replayed."""
+    """Milliseconds since the epoch, by the corrected clock: when it was put or, if later, replayed."""
     attempts: int
     """Recorded POSTs that failed."""
     first_attempt_at: int | None
@@ -252,6 +252,10 @@ class OpenOutbox(Sink, Queue, Memory, Protocol):
     @property
     def parked(self) -> int:
         """Settlements that could not be stored by themselves, since start; their events are kept until a restart."""
+
+    @property
+    def unreadable(self) -> int:
+        """Pending events that could not be read since start, as the disk damaged their place."""
 
     def broken(self) -> str | None:
         """Return the reason why only a restart of the process helps; None while the outbox works."""

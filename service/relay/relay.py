@@ -5,7 +5,7 @@ time as the flow allows, and settles each by its answer.
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -15,6 +15,8 @@ from service.errors import OutboxUnavailableError
 from service.outbox.base import UNREADABLE, Pick, Queue, Refusal, Stored
 from service.outbox.deliveries import DeliveryWaiters
 from service.pointillist.answer import Answer, Failure
+from service.relay.dead_letter_log import DeadLetterLog
+from service.relay.expiry import Expiry
 from service.relay.flow import Cause, Flow, Sent, State
 from service.relay.retry import RetryDecision, Verdict, decide
 from service.relay.sender import Sender
@@ -25,7 +27,6 @@ MAX_WINDOW = 1024  # first tries held in memory for the sender
 WINDOW_FACTOR = 8  # first tries held per POST in flight; with fewer it runs dry while the outbox is read
 MAX_REPEATS = 256  # repeats held in memory; a store that hands out more gets them back
 REPEAT_PAUSE = 30.0  # seconds for which it does, on average
-LOG_INTERVAL = 10.0  # seconds between log lines about dead letters
 UNREADABLE_PAUSE = 1.0  # seconds after a fetch that failed
 ERROR_DELAY = 60.0  # seconds until an event on which our own code failed is tried again
 
@@ -43,7 +44,7 @@ class Relay:
         metrics: counts.
         clock: measures.
         random: uniform in [0, 1), for jitter.
-        max_age: seconds after which a failing event becomes a dead letter.
+        max_age: seconds after which a failing event becomes a dead letter; see Expiry.
         retry_max_delay: maximum number of seconds between two attempts.
         dead_letters_most: number of dead letters at which the relay pauses.
         tracing: records a span per POST.
@@ -73,7 +74,7 @@ class Relay:
         self._metrics = metrics
         self._clock = clock
         self._random = random
-        self._max_age = max_age
+        self._expiry = Expiry(max_age, clock)
         self._retry_max_delay = retry_max_delay
         self._dead_letters_most = dead_letters_most
         self._tracing = tracing
@@ -87,8 +88,7 @@ class Relay:
         self._sent: dict[int, Sent] = {}
         self._wake = asyncio.Event()
         self._may_have_more = True  # a fetch may find first tries
-        self._dead_letters_unlogged: Counter[str] = Counter()
-        self._logged_at = float("-inf")
+        self._dead_letter_log = DeadLetterLog()
         self._is_readable = True
         self._stopping = False
         sender.serve(self)
@@ -98,6 +98,11 @@ class Relay:
     def in_flight(self) -> int:
         """Events in flight."""
         return self._sender.in_flight
+
+    @property
+    def is_able(self) -> bool:
+        """True while events can be read, sent and settled."""
+        return self._is_readable and self._sender.is_able and self._outbox.settles()
 
     def wake(self) -> None:
         """Check for events to fetch, and for POSTs that are allowed now."""
@@ -112,7 +117,7 @@ class Relay:
             self._wake.clear()
             self._check_dead_letters()
             now = self._clock.steady()
-            self._log_dead_letters(now)
+            self._dead_letter_log.write(now)
             if self._flow.state is not State.FLOWING:
                 self._give_back()
             is_readable = await self._refill_if_readable(now)
@@ -293,12 +298,12 @@ class Relay:
         )
         if not had_passed and self._flow.has_passed:
             self._passed()
-        self._settle(stored, answer, decision, verdict, now)
+        self._settle(stored, answer, decision, verdict)
 
     def failed(self, stored: Stored, why: str) -> None:
         """Put an event back on which our own code failed, or give it up if that has lasted too long."""
         self._abandon(stored)
-        if not self._expire(stored, self._clock.steady(), None, why):
+        if not self._expire(stored, None, why):
             self._outbox.nak(stored, ERROR_DELAY)
 
     def unreadable(self, stored: Stored) -> None:
@@ -318,7 +323,7 @@ class Relay:
             max_delay=self._retry_max_delay,
             random=self._random,
         )
-        if not self._expire(stored, self._clock.steady(), None, why):
+        if not self._expire(stored, None, why):
             self._outbox.nak(stored, decision.delay)
 
     def _count_pending(self) -> int:
@@ -345,33 +350,36 @@ class Relay:
 
     # -- settling
 
-    def _settle(self, stored: Stored, answer: Answer, decision: RetryDecision, verdict: Verdict, now: float) -> None:
+    def _settle(self, stored: Stored, answer: Answer, decision: RetryDecision, verdict: Verdict) -> None:
         if verdict is Verdict.ACK:
             self._outbox.ack(stored)
+            if stored.attempts:
+                self._expiry.settled(stored)
             self._metrics.attempts.observe(stored.attempts + 1)
             self._deliveries.settled(stored.message_id, None)
             return
         if verdict is Verdict.TERM and self._has_capacity_for_dead_letter():
             self._term(stored, Refusal(decision.reason, answer.status, answer.body_start or answer.detail))
             return
-        is_setup = decision.verdict is not Verdict.NAK and self._flow.state is not State.FLOWING
         detail = f"{decision.reason}: {answer.detail or answer.body_start}"
-        if is_setup or not self._expire(stored, now, answer.status, detail):
+        is_setup = decision.verdict is not Verdict.NAK and self._flow.state is not State.FLOWING
+        if not self._expire(stored, answer.status, detail, is_setup=is_setup):
             self._outbox.nak(stored, decision.delay)
 
-    def _expire(self, stored: Stored, now: float, status: int | None, detail: str) -> bool:
-        """Give up an event that has been tried for too long; return True if it was."""
-        if now - stored.queued_at / 1000 <= self._max_age or not self._has_capacity_for_dead_letter():
+    def _expire(self, stored: Stored, status: int | None, detail: str, *, is_setup: bool = False) -> bool:
+        """Count a failed try; return True if the event was too old, and is given up: never while the setup fails."""
+        if not self._expiry.failed(stored) or is_setup or not self._has_capacity_for_dead_letter():
             return False
         self._term(stored, Refusal("max_age", status, detail))
         return True
 
     def _term(self, stored: Stored, refusal: Refusal) -> None:
         self._outbox.term(stored, refusal)
+        self._expiry.settled(stored)
         self._check_dead_letters()
         self._metrics.count_dead_letter(refusal.reason)
         self._metrics.attempts.observe(stored.attempts + 1)
-        self._dead_letters_unlogged[refusal.reason] += 1
+        self._dead_letter_log.count(refusal.reason)
         self._deliveries.settled(stored.message_id, refusal)
 
     def _has_capacity_for_dead_letter(self) -> bool:
@@ -383,17 +391,6 @@ class Relay:
             self._flow.pause(Cause.DEAD_LETTERS_FULL)
         else:
             self._flow.unpause(Cause.DEAD_LETTERS_FULL)
-
-    def _log_dead_letters(self, now: float) -> None:
-        """Log that events became dead letters; not one by one, as there may be very many."""
-        if self._dead_letters_unlogged and now - self._logged_at >= LOG_INTERVAL:
-            log.warning(
-                "events became dead letters",
-                by_reason=dict(self._dead_letters_unlogged),
-                advice="see pointillist-destination dead-letters list; replay them once the cause is fixed",
-            )
-            self._dead_letters_unlogged.clear()
-            self._logged_at = now
 
 
 def _window_size(limit: int) -> int:

@@ -102,6 +102,10 @@ class Metrics:
         self.parked_settlements = self._followed(
             "parked_settlements", "Settlements that could not be stored by themselves; their events wait for a restart."
         )
+        self.unreadable_events = self._gauge(
+            "unreadable_events",
+            "Pending events that could not be read since start, as a page of the outbox file is damaged.",
+        )
         self.dead_letters = self._gauge("dead_letters", "Dead letters in the outbox.")
         # Not dead_letters_total: OpenMetrics gives a counter and a gauge one namespace, without the suffix.
         self.dead_lettered: dict[DeadLetterReason, Counter] = self._counters(

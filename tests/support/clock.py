@@ -24,10 +24,11 @@ class HandTimer:
 
 @dataclass
 class HandClock:
-    """A Clock that is moved by hand; wall and steady time are the same unless `jump` parts them."""
+    """A Clock that is moved by hand; its times are the same unless `off` and `correction` part them."""
 
     now: float = START
     off: float = 0.0
+    correction: float = 0.0
     timers: list[HandTimer] = field(default_factory=list)
 
     def wall(self) -> float:
@@ -35,8 +36,12 @@ class HandClock:
         return self.now + self.off
 
     def steady(self) -> float:
-        """Seconds since the epoch, never jumping."""
+        """Seconds, never jumping."""
         return self.now
+
+    def corrected(self) -> float:
+        """Seconds since the epoch, as they are stored."""
+        return self.now + self.correction
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> HandTimer:
         """Have `callback` called by the move that brings the clock there."""

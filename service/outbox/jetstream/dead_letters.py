@@ -177,7 +177,7 @@ class JetStreamDeadLetters:
             stream: of the dead letters.
             check_capacity: raises OutboxUnavailableError while no event may be added to the queue.
             changed: called once dead letters were replayed or deleted.
-            now: milliseconds since the epoch, by the outbox's steady clock.
+            now: milliseconds since the epoch, by the corrected clock.
         """
         self._stream = stream
         self._check_capacity = check_capacity

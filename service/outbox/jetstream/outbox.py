@@ -101,7 +101,7 @@ class JetStreamOutbox:
         """Events that these puts stored."""
         self.evictions = 0
         """Always 0: JetStream does not report the message_ids that it forgets."""
-        self.parked = 0
+        self.parked = self.unreadable = 0
         """Always 0: JetStream settles each message by itself."""
 
     # -- start
@@ -403,4 +403,4 @@ class JetStreamOutbox:
         return self._connection.problem is None
 
     def _now(self) -> int:
-        return round(self._clock.steady() * 1000)
+        return round(self._clock.corrected() * 1000)

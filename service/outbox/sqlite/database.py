@@ -12,14 +12,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from service.errors import OutboxUnavailableError
 from service.outbox.base import DeadLetter, Entry, Refusal, Stored
+from service.outbox.sqlite.counter_check import CounterCheck
+from service.outbox.sqlite.damage import raise_unless_damage
 from service.outbox.sqlite.dead_letters import DeadLetterTable
 from service.outbox.sqlite.disk import disk_error, has_no_space
 from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.leases import Leases
 from service.outbox.sqlite.lock import OutboxLock
 from service.outbox.sqlite.opening import open_database, unusable
+
+log = structlog.get_logger()
 
 DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows per statement
@@ -49,6 +55,7 @@ INSERT_EVENT = {
     n: f"INSERT INTO event (id, message_id, accepted_at, queued_at, payload, traceparent) VALUES {_values(6, n)}"  # noqa: S608
     for n in CHUNKS
 }
+COUNT_EVENT = {n: f"SELECT count(*), total(length(payload)) FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
 
 
@@ -71,15 +78,16 @@ class Database:
         self.evictions = 0
         """message_ids forgotten to keep the window within its count."""
         self._evicting = 0  # the same, of the current transaction
+        self._prunes = True
         path = path.resolve()
         self._lock = OutboxLock(path)
         try:
             self._connection = open_database(path)
+            self.leases = Leases(self._connection, lambda: self._next_id - 1)
             self._page_size = int(self._one("PRAGMA page_size")[0])
             try:
                 self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
-                self._next_id = 1 + max(self._one("SELECT max(id) FROM event")[0] or 0, self._newest_seen())
-                self.oldest_at()
+                self._next_id = 1 + max(self._newest_event(), self._newest_seen())
             except sqlite3.Error as error:
                 self._connection.close()
                 raise unusable(path, error) from error
@@ -87,7 +95,7 @@ class Database:
             self._lock.release()
             raise
         self.dead_letters = DeadLetterTable(self._connection, self._requeue)
-        self.leases = Leases(self._connection, lambda: self._next_id - 1)
+        self.counter_check = CounterCheck(self._connection, self.transaction, lambda: self.counts)
 
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
@@ -146,7 +154,8 @@ class Database:
         ]
         execute = self._connection.execute
         horizon = now - self._window
-        has_expired = self._has_expired(horizon)
+        with self._noting_damage():
+            has_expired = not self._prunes or self._has_expired(horizon)
         fresh = 0
         for chunk in chunked(rows):
             digests = [blake2b(row[1].encode(), digest_size=DIGEST_SIZE).digest() for row in chunk]
@@ -167,15 +176,21 @@ class Database:
         change.events += len(rows)
         change.bytes += sum(len(row[4]) for row in rows)
         change.seen += fresh
-        self._prune(change, len(rows), horizon)
+        if self._prunes:
+            self._prune(change, len(rows), horizon)
         return ids
 
     def ack(self, stored: Sequence[Stored], change: Counts) -> None:
-        """Delete delivered events. Within a transaction."""
+        """Delete delivered events. Within a transaction.
+
+        The counters are lowered by the rows that are there, which should be all.
+        """
         for chunk in chunked(stored):
-            self._connection.execute(DELETE_EVENT[len(chunk)], [event.id for event in chunk])
-        change.events -= len(stored)
-        change.bytes -= sum(len(event.payload) for event in stored)
+            ids = [event.id for event in chunk]
+            rows, size = self._connection.execute(COUNT_EVENT[len(chunk)], ids).fetchone()
+            self._connection.execute(DELETE_EVENT[len(chunk)], ids)
+            change.events -= rows
+            change.bytes -= round(size)
 
     def nak(self, stored: Stored, due_at: int, now: int) -> None:
         """Schedule an event for redelivery at `due_at`, in milliseconds. Within a transaction."""
@@ -208,11 +223,6 @@ class Database:
         """Return the bytes of the file that can be reused; the file does not shrink when events leave it."""
         return int(self._one("PRAGMA freelist_count")[0]) * self._page_size
 
-    def oldest_at(self) -> int | None:
-        """Return the acceptance time of the oldest pending event, in milliseconds since the epoch; None if empty."""
-        row = self._connection.execute("SELECT accepted_at FROM event ORDER BY id LIMIT 1").fetchone()
-        return row and int(row[0])
-
     def _requeue(self, letter: DeadLetter, now: int) -> None:
         """Store the event of a dead letter at the end of the queue. Within a transaction."""
         self._connection.execute(
@@ -228,7 +238,21 @@ class Database:
 
         Up to twice as many as were inserted, so that an oversized window shrinks to its bound without a pause.
         """
-        most = max(2 * inserted, MIN_PRUNE)
+        with self._noting_damage():
+            self._delete_seen(change, max(2 * inserted, MIN_PRUNE), horizon)
+
+    @contextlib.contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        """Stop pruning if the window is damaged: this transaction fails, and the next ones, without, take its puts."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            why = raise_unless_damage(error)
+            self._prunes = False
+            log.error("duplicate window is damaged; message_ids are no longer evicted from it", why=why)  # noqa: TRY400
+            raise
+
+    def _delete_seen(self, change: Counts, most: int, horizon: int) -> None:
         excess = self.counts.seen + change.seen - self._window_ids
         if excess > 0:
             gone = self._connection.execute(
@@ -245,6 +269,13 @@ class Database:
     def _has_expired(self, horizon: int) -> bool:
         oldest = self._connection.execute("SELECT at FROM seen ORDER BY id LIMIT 1").fetchone()
         return bool(oldest and oldest[0] < horizon)
+
+    def _newest_event(self) -> int:
+        try:
+            return int(self._one("SELECT max(id) FROM event")[0] or 0)
+        except sqlite3.DatabaseError as error:
+            raise_unless_damage(error)
+            return 0  # the newest page is damaged, and no event can be put behind it: the others are delivered
 
     def _newest_seen(self) -> int:
         return int(self._one("SELECT max(id) FROM seen")[0] or 0)

@@ -161,7 +161,7 @@ class SqliteDeadLetters:
             read: runs a function that only reads.
             write: runs a function that changes the file.
             check_capacity: raises OutboxFullError while no event may be added to the queue.
-            now: milliseconds since the epoch, by the outbox's steady clock.
+            now: milliseconds since the epoch, by the corrected clock.
         """
         self._table = table
         self._read = read

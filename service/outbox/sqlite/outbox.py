@@ -87,7 +87,12 @@ class SqliteOutbox:
         self._closed = False
         self._over: str | None = None  # the reason why the outbox has ended
         self._writer = Writer(
-            self._file, self._tail, now=self._now, finished=self._finished, ended=lambda: self._end(WRITER_ENDED)
+            self._file,
+            self._tail,
+            now=self._now,
+            finished=self._finished,
+            recounted=self._recounted,
+            ended=lambda: self._end(WRITER_ENDED),
         )
 
     # -- the verbs
@@ -172,7 +177,10 @@ class SqliteOutbox:
 
     def next_due(self) -> float | None:
         """Return the seconds until the next event is due. See Queue.next_due."""
-        return None if self._due_at == inf or self._over is not None else max(0.0, (self._due_at - self._now()) / 1000)
+        if self._due_at == inf or self._over is not None:
+            return None
+        seconds = (self._due_at - self._now()) / 1000
+        return max(0.0, seconds) if seconds <= self._retry_max_delay else 0.0  # 0: the clock was set back
 
     def stats(self) -> Stats:
         """Return the counts. See Queue.stats."""
@@ -199,6 +207,11 @@ class SqliteOutbox:
     def parked(self) -> int:
         """Settlements that failed by themselves. See OpenOutbox.parked."""
         return self._writer.parked
+
+    @property
+    def unreadable(self) -> int:
+        """Events that could not be read. See OpenOutbox.unreadable."""
+        return len(self._file.leases.damage.ids)
 
     # -- bounds
 
@@ -270,7 +283,7 @@ class SqliteOutbox:
     # -- between the event loop and the writer
 
     def _now(self) -> int:
-        return round(self._clock.steady() * 1000)
+        return round(self._clock.corrected() * 1000)
 
     def _reusable(self) -> int:
         """Return the reusable bytes of the file; without them, an outbox that filled the disk would stay full."""
@@ -351,6 +364,10 @@ class SqliteOutbox:
             self._schedule(linger=True)
         if done.puts or done.calls or done.retries:
             self._notify_arrived()
+
+    def _recounted(self) -> None:
+        self._counts = self._file.counts
+        self._waiters.notify()
 
     def _notify_arrived(self) -> None:
         for arrived in self._arrived:

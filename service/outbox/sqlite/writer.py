@@ -1,6 +1,7 @@
 """The writer of an outbox: one thread that executes group commits on the SQLite file, one after another."""
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -19,6 +20,7 @@ from service.outbox.sqlite.tail import TailCache
 
 log = structlog.get_logger()
 
+CLOCK_TOLERANCE = 1000  # milliseconds
 WRITER_ENDED = "the outbox's writer has ended; restart the server"
 
 
@@ -32,6 +34,7 @@ class Writer:
         *,
         now: Callable[[], int],
         finished: Callable[[GroupCommit], None],
+        recounted: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
         """Start the thread. Called on the event loop that uses the outbox.
@@ -39,21 +42,25 @@ class Writer:
         Args:
             file: the outbox file.
             tail: only read, to find out whether the events of a put are wanted.
-            now: milliseconds since the epoch, by the outbox's steady clock.
+            now: milliseconds since the epoch, by the corrected clock.
             finished: called on the event loop with each finished group commit, in order.
+            recounted: called on the event loop once the counters were repaired.
             ended: called on the event loop if the thread dies of an unexpected error.
         """
         self._file = file
         self._tail = tail
         self._now = now
         self._finished = finished
+        self._recounted = recounted
         self._ended = ended
         self.commits = 0
         self.parked = 0
         self.committed_events = 0
-        self.oldest_at = file.oldest_at()
+        self.oldest_at = file.leases.oldest_at()
         self.reusable = file.reusable()
         self._is_stale = False
+        self._checks = True  # the counters may be checked before the next group commit
+        self._checked_at = now()  # milliseconds; when it was last considered
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[GroupCommit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox-writer", daemon=True)
@@ -72,13 +79,34 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while (work := self._queue.get()) is not None:
+            while (work := self._next_work()) is not None:
                 self._do(work)
+                self._checks = True
                 if not self._notify(self._finished, work):
                     return
         except BaseException:  # whatever it is, waiting callers must be notified
             self._notify(self._ended)
             log.critical("outbox writer ended", exc_info=True)
+
+    def _next_work(self) -> GroupCommit | None:
+        """Return the next group commit; check the counters until there is one, after the clock was set back too."""
+        now = self._now()
+        if now < self._checked_at - CLOCK_TOLERANCE:
+            self._file.counter_check.restart()
+        self._checked_at = now
+        while self._checks and not self._file.counter_check.is_done:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get_nowait()
+            self._check_counters()
+        return self._queue.get()
+
+    def _check_counters(self) -> None:
+        now = self._now()
+        try:
+            if self._file.counter_check.step(now):
+                self._notify(self._recounted)
+        except (OutboxUnavailableError, sqlite3.DatabaseError):  # reported for the callers that meet it
+            self._checks = False
 
     def _notify(self, callback: Callable[..., None], *arguments: object) -> bool:
         """Call back on the event loop; return False if it is closed and nobody waits any more."""
@@ -114,7 +142,7 @@ class Writer:
     def _refresh(self) -> None:
         """Read the values for bounds and statistics; on failure, keep the previous ones."""
         try:
-            self.oldest_at, self.reusable = self._file.oldest_at(), self._file.reusable()
+            self.oldest_at, self.reusable = self._file.leases.oldest_at(), self._file.reusable()
         except Exception:
             if not self._is_stale:  # logged once, not with every group commit
                 log.exception("cannot read outbox statistics; using earlier values")

@@ -181,7 +181,11 @@ async def test_a_restart_with_the_clock_set_back_tries_what_waits_once_and_then_
         assert delivery.outbox.stats().events == 3
 
 
-async def test_a_restart_long_after_offers_an_old_event_once_more_before_it_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [2 * MAX_AGE, 40 * 365 * DAY])
+async def test_after_a_restart_events_are_tried_five_times_before_they_are_given_up_for_their_age(
+    tmp_path: Path, later: float
+) -> None:
+    """Their times may be wrong: with a clock that said 1970 at the first start, the jump is one of decades."""
     # given
     pointillist, clock = ScriptedPointillist(Answer(503)), HandClock()
     async with delivering(tmp_path, clock, pointillist) as delivery:
@@ -189,12 +193,51 @@ async def test_a_restart_long_after_offers_an_old_event_once_more_before_it_is_g
         await all_settled(delivery, 3, pointillist)
 
     # when
-    async with delivering(tmp_path, HandClock(clock.now + 2 * MAX_AGE), pointillist) as delivery:
-        await all_settled(delivery, 6, pointillist)
+    async with delivering(tmp_path, HandClock(clock.now + later), pointillist) as delivery:
+        for tries in range(1, 5):
+            await all_settled(delivery, 3 + 3 * tries, pointillist)
+            assert (delivery.outbox.stats().events, delivery.outbox.stats().dead_letters) == (3, 0)
+            delivery.clock.move(RETRY_MAX_DELAY)
 
         # then
-        assert delivery.outbox.stats().dead_letters == 3
-        assert delivery.outbox.stats().events == 0
+        await all_settled(delivery, 18, pointillist)
+        assert (delivery.outbox.stats().events, delivery.outbox.stats().dead_letters) == (0, 3)
+
+
+async def test_the_clock_coming_right_makes_no_event_a_dead_letter(tmp_path: Path) -> None:
+    # given events that were accepted while the clock was 30 years slow
+    clock, pointillist = HandClock(), ScriptedPointillist(Answer(503))
+    async with delivering(tmp_path, clock, pointillist) as delivery:
+        await delivery.outbox.put(entries(30))
+        await all_settled(delivery, 30, pointillist)
+
+        # when
+        clock.correction = 30 * 365 * DAY
+        clock.move(1.0)
+        await all_settled(delivery, 60, pointillist)
+        pointillist.answer = Answer(200)
+        clock.move(RETRY_MAX_DELAY)
+
+        # then
+        await clock.tick_until(lambda: len(pointillist.delivered) == 30)
+        await delivery.outbox.flush()
+        assert delivery.outbox.stats().dead_letters == 0
+
+
+async def test_events_are_due_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    # given
+    clock, pointillist = HandClock(), ScriptedPointillist(Answer(503))
+    async with delivering(tmp_path, clock, pointillist) as delivery:
+        await delivery.outbox.put(entries(3))
+        await all_settled(delivery, 3, pointillist)
+
+        # when
+        pointillist.answer = Answer(200)
+        clock.correction = -365 * DAY
+        clock.move(RETRY_MAX_DELAY)
+
+        # then
+        await clock.tick_until(lambda: len(pointillist.delivered) == 3)
 
 
 async def test_a_process_that_slept_for_hours_tries_each_waiting_event_once(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from service.outbox.base import DeadLetterFilter, Replayed
 from service.outbox.sqlite.dead_letters import MAX_EXAMINED
+from service.outbox.sqlite.group_commit import Counts
 from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entry
 from tests.support.outboxes import opened
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -39,9 +41,10 @@ NOBODY = DeadLetterFilter(user_id="nobody")
 Act = Callable[[SqliteOutbox], Awaitable[object]]
 
 
-def inter(outbox: SqliteOutbox, count: int, reason: str) -> None:
+async def inter(outbox: SqliteOutbox, count: int, reason: str) -> None:
     """Write dead letters into the file, faster than by giving events up."""
-    with outbox._file.transaction() as change:
+
+    def write(change: Counts) -> None:
         outbox._file._connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
             " INSERT INTO dead_letter (message_id, accepted_at, event_type, user_id, anonymous_id, reason, detail,"
@@ -50,6 +53,8 @@ def inter(outbox: SqliteOutbox, count: int, reason: str) -> None:
             (count, reason, reason),
         )
         change.dead_letters += count
+
+    await outbox._call(write)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ async def test_events_are_taken_while_many_dead_letters_are_searched(
     outbox: SqliteOutbox, act: Act, nothing: object
 ) -> None:
     # given
-    inter(outbox, MANY, "400")
+    await inter(outbox, MANY, "400")
 
     # when
     searching = asyncio.ensure_future(act(outbox))
@@ -81,8 +86,8 @@ async def test_events_are_taken_while_many_dead_letters_are_searched(
 
 async def test_a_page_of_dead_letters_is_filled_from_far_apart(outbox: SqliteOutbox) -> None:
     for reason in ("max_age", "422", "max_age"):
-        inter(outbox, 1, reason)
-        inter(outbox, MANY // 2, "400")
+        await inter(outbox, 1, reason)
+        await inter(outbox, MANY // 2, "400")
     letters = await outbox.dead_letters.list(DeadLetterFilter(reason="max_age"), after=0, limit=10)
     assert [letter.id for letter in letters] == [1, MANY + 3]
     assert await outbox.dead_letters.list(DeadLetterFilter(reason="max_age"), after=0, limit=1) == letters[:1]
@@ -102,8 +107,9 @@ async def test_dead_letters_that_are_not_meant_are_looked_at_once(
             return 0
 
         async with opened(path.with_name(f"{others}.db"), clock) as outbox:
-            inter(outbox, others, "max_age")
-            inter(outbox, MANY // 2, "400")
+            await inter(outbox, others, "max_age")
+            await inter(outbox, MANY // 2, "400")
+            await until(lambda: outbox._file.counter_check.is_done)
             outbox._file._connection.set_progress_handler(step, 1000)
             assert await getattr(outbox.dead_letters, verb)(DeadLetterFilter(reason="400")) == outcome
         return count
@@ -114,8 +120,8 @@ async def test_dead_letters_that_are_not_meant_are_looked_at_once(
 
 async def test_events_replayed_from_among_others_keep_their_order(outbox: SqliteOutbox) -> None:
     for _ in range(3):
-        inter(outbox, 3000, "max_age")
-        inter(outbox, 700, "400")
+        await inter(outbox, 3000, "max_age")
+        await inter(outbox, 700, "400")
     assert await outbox.dead_letters.replay(DeadLetterFilter(reason="400")) == Replayed(2100, 0)
     assert outbox.stats().dead_letters == 9000
     assert await message_ids(outbox, 10_000) == [f"400-{number + 1}" for number in range(700)] * 3

@@ -16,7 +16,7 @@ from service.outbox.sqlite.outbox import SqliteOutbox
 from tests.support.clock import HandClock
 from tests.support.events import entries, entry
 from tests.support.outboxes import RETRY_MAX_DELAY, WINDOW, opened
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 
 
 @pytest.fixture
@@ -213,6 +213,7 @@ async def test_events_put_back_are_not_searched_for_new_ones_again_and_again(pat
             outbox.nak(stored, 100.0)
     async with opened(path, clock) as outbox:
         assert await outbox.fetch(10) == []
+        await until(lambda: outbox._file.counter_check.is_done)
         steps = count_steps(outbox)
 
         # when a relay that probes asks for them early
