@@ -130,7 +130,8 @@ def _drained_until(sink: Child, count: int) -> float:
 
 def fill_window(path: Path, count: int) -> None:
     """Make an outbox whose duplicate window holds so many ids, in an order as random as hashes are."""
-    with contextlib.closing(open_database(path)) as connection:
+    connection, log = open_database(path)
+    with contextlib.closing(log), contextlib.closing(connection):
         connection.execute("PRAGMA cache_size = -2000000")  # kB: random writes, all of them in memory
         connection.execute("PRAGMA synchronous = OFF")  # nothing here is to survive anything
         connection.executescript(

@@ -359,6 +359,8 @@ def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clo
     metrics.duplicate_evictions.set_function(lambda: outbox.evictions)
     metrics.parked_settlements.set_function(lambda: outbox.parked)
     metrics.unreadable_events.set_function(lambda: outbox.unreadable)
+    metrics.outbox_log_bytes.set_function(lambda: outbox.log_bytes)
+    metrics.outbox_incomplete_checkpoints.set_function(lambda: outbox.incomplete_checkpoints)
     metrics.concurrency_limit.set_function(lambda: flow.target)
     metrics.in_flight.set_function(lambda: relay.in_flight)
 

@@ -257,6 +257,14 @@ class OpenOutbox(Sink, Queue, Memory, Protocol):
     def unreadable(self) -> int:
         """Pending events that could not be read since start, as the disk damaged their place."""
 
+    @property
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log of a file, in bytes."""
+
+    @property
+    def incomplete_checkpoints(self) -> int:
+        """Checkpoints that failed, or left a part of that log, since start."""
+
     def broken(self) -> str | None:
         """Return the reason why only a restart of the process helps; None while the outbox works."""
 

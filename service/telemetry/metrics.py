@@ -102,6 +102,12 @@ class Metrics:
         self.parked_settlements = self._followed(
             "parked_settlements", "Settlements that could not be stored by themselves; their events wait for a restart."
         )
+        self.outbox_log_bytes = self._gauge(
+            "outbox_log_bytes", "Size of the write-ahead log of the outbox file in bytes; it rests at up to 64 MiB."
+        )
+        self.outbox_incomplete_checkpoints = self._followed(
+            "outbox_incomplete_checkpoints", "Checkpoints of the outbox file that failed, or left a part of its log."
+        )
         self.unreadable_events = self._gauge(
             "unreadable_events",
             "Pending events that could not be read since start, as a page of the outbox file is damaged.",

@@ -28,8 +28,8 @@ import pytest
 from service.clock import SystemClock
 from service.outbox.base import DeadLetterFilter, Pick, Refusal
 from service.outbox.capacity import Bounds
-from service.outbox.sqlite.opening import CHECKPOINT_PAGES
 from service.outbox.sqlite.outbox import SqliteOutbox
+from service.outbox.sqlite.write_ahead_log import CHECKPOINT_FRAMES
 from tests.acceptance.crashes import CrashRun, drawn_seed
 from tests.support.events import entry
 from tests.support.paths import PROJECT
@@ -190,7 +190,7 @@ async def test_at_each_ok_every_acknowledged_event_is_synced(library: Path, tmp_
     # then
     assert found == [set()] * ROUNDS
     copy = disk.copies / "synced"
-    assert copy.stat().st_size > CHECKPOINT_PAGES * 4096 / 2, "the log was not folded into the file, so that is unseen"
+    assert copy.stat().st_size > CHECKPOINT_FRAMES * 4096 / 2, "the log was not folded into the file, so that is unseen"
 
 
 @pytest.mark.parametrize("synchronous", ["NORMAL", "OFF"])

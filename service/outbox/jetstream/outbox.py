@@ -101,8 +101,8 @@ class JetStreamOutbox:
         """Events that these puts stored."""
         self.evictions = 0
         """Always 0: JetStream does not report the message_ids that it forgets."""
-        self.parked = self.unreadable = 0
-        """Always 0: JetStream settles each message by itself."""
+        self.parked = self.unreadable = self.log_bytes = self.incomplete_checkpoints = 0
+        """Always 0: there is no file."""
 
     # -- start
 

@@ -82,7 +82,7 @@ class Database:
         path = path.resolve()
         self._lock = OutboxLock(path)
         try:
-            self._connection = open_database(path)
+            self._connection, self.log = open_database(path)
             self.leases = Leases(self._connection, lambda: self._next_id - 1)
             self._page_size = int(self._one("PRAGMA page_size")[0])
             try:
@@ -90,6 +90,7 @@ class Database:
                 self._next_id = 1 + max(self._newest_event(), self._newest_seen())
             except sqlite3.Error as error:
                 self._connection.close()
+                self.log.close()
                 raise unusable(path, error) from error
         except BaseException:
             self._lock.release()
@@ -100,6 +101,7 @@ class Database:
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
         self._connection.close()
+        self.log.close()
         self._lock.release()
 
     # -- transactions

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from service.errors import OutboxUnusableError
 from service.outbox.sqlite.disk import primary_code
+from service.outbox.sqlite.write_ahead_log import RESTING_SIZE, WriteAheadLog
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
 SCHEMA_VERSION = 4
 OLDEST_VERSION = 1  # each schema_N.sql migrates from version N - 1
 CACHE_SIZE = 16  # MiB of pages
-CHECKPOINT_PAGES = 4000  # 16 MiB of log; fewer checkpoints write a hot page fewer times
 
 MIN_SQLITE = (3, 37, 0)  # the first with STRICT tables
 MOVE_IT_AWAY = (
@@ -31,8 +31,8 @@ ADVICE = {
 OTHER_ADVICE = "leave the file where it is; docs/runbook.md describes how to examine it"
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """Open the file, which exists, and create its schema if it is empty.
+def open_database(path: Path) -> tuple[sqlite3.Connection, WriteAheadLog]:
+    """Open the file, which exists, and its write-ahead log, and create its schema if it is empty.
 
     Raises:
         OutboxUnusableError: the file is foreign, damaged, of a newer version, or cannot be opened, or SQLite is too
@@ -43,25 +43,29 @@ def open_database(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     except sqlite3.Error as error:
         raise unusable(path, error) from error
+    write_ahead_log: WriteAheadLog | None = None
     try:
         _check(connection, path)
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
             f"cache_size = -{CACHE_SIZE * 1024}",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
-            f"journal_size_limit = {4 * CHECKPOINT_PAGES * 4096}",
+            "wal_autocheckpoint = 0",
+            f"journal_size_limit = {RESTING_SIZE}",
             "temp_store = MEMORY",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        _pragma(connection, "user_version")  # reads the log
+        write_ahead_log = WriteAheadLog(connection, path)
         _migrate(connection)
-    except sqlite3.Error as error:
+    except BaseException as error:
         connection.close()
-        raise unusable(path, error) from error
-    except BaseException:
-        connection.close()
+        if write_ahead_log is not None:
+            write_ahead_log.close()
+        if isinstance(error, sqlite3.Error):
+            raise unusable(path, error) from error
         raise
-    return connection
+    return connection, write_ahead_log
 
 
 def unusable(path: Path, error: sqlite3.Error) -> OutboxUnusableError:

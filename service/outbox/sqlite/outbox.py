@@ -12,15 +12,16 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
-from service.clock import Clock, Timer
+from service.clock import Clock
 from service.errors import OutboxClosedError, OutboxError, OutboxUnavailableError
 from service.outbox.base import Entry, Pick, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters
+from service.outbox.capacity import DELAY, Bounds, Capacity, CapacityWaiters
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.dead_letters import SqliteDeadLetters
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
+from service.outbox.trial import Trials
 
 Result = TypeVar("Result")
 
@@ -62,7 +63,8 @@ class SqliteOutbox:
         self._file = Database(path, window=window, window_ids=window_ids)
         self._clock = clock
         folder = path.absolute().parent
-        self._capacity = Capacity(bounds, clock, lambda: disk_free(folder) + self._reusable())
+        # With the reusable bytes of the file: without them, an outbox that filled the disk would stay full.
+        self._capacity = Capacity(bounds, clock, lambda: disk_free(folder) + self._writer.reusable)
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
         self._next = GroupCommit()
@@ -76,7 +78,7 @@ class SqliteOutbox:
         self._timer_lingers = False
         self._arrived: list[Callable[[], None]] = []
         self._waiters = CapacityWaiters(self.full)
-        self._trial: Timer | None = None
+        self._trials = Trials(clock, is_needed=self._needs_trial, make=self._try_disk)
         self.dead_letters = SqliteDeadLetters(
             self._file.dead_letters,
             read=self._read,
@@ -209,6 +211,16 @@ class SqliteOutbox:
         return self._writer.parked
 
     @property
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log. See OpenOutbox.log_bytes."""
+        return self._file.log.size()
+
+    @property
+    def incomplete_checkpoints(self) -> int:
+        """Checkpoints that left a part of it. See OpenOutbox.incomplete_checkpoints."""
+        return self._file.log.incomplete_checkpoints
+
+    @property
     def unreadable(self) -> int:
         """Events that could not be read. See OpenOutbox.unreadable."""
         return len(self._file.leases.damage.ids)
@@ -237,7 +249,7 @@ class SqliteOutbox:
             return self._ended(self._over)
         if self._writing is not None and self._clock.steady() - self._handed_over_at > MAX_ROUND:
             return OutboxUnavailableError(f"the disk of the outbox has not answered for {MAX_ROUND:.0f} s", DELAY)
-        events, size = self._counts.events, self._counts.bytes
+        events, size = self._counts.events, self._counts.bytes + self._writer.log_excess
         for queued in (self._next, self._writing):
             if queued is not None:
                 events, size = events + queued.put_events, size + queued.put_bytes
@@ -263,8 +275,7 @@ class SqliteOutbox:
             pass  # if the disk refuses now, some deliveries are repeated after the restart, and nothing is lost
         finally:
             self._closed = True
-            if self._trial is not None:
-                self._trial.cancel()
+            self._trials.stop()
             await self._writer.stop()
             self._end("the outbox is closed")
             self._file.close()
@@ -284,10 +295,6 @@ class SqliteOutbox:
 
     def _now(self) -> int:
         return round(self._clock.corrected() * 1000)
-
-    def _reusable(self) -> int:
-        """Return the reusable bytes of the file; without them, an outbox that filled the disk would stay full."""
-        return self._writer.reusable
 
     def _future(self) -> "asyncio.Future[Result]":
         """Return a future for the next group commit.
@@ -376,16 +383,16 @@ class SqliteOutbox:
     # -- a disk that refuses
 
     def _note_disk(self, done: GroupCommit) -> None:
-        """While the disk refuses writes, have the outbox itself retry, instead of letting each caller fail."""
         if done.proves_disk_writable():
             self._capacity.note_written()
         elif done.refused is not None:
             self._capacity.note_refused(done.refused)
-        if self._capacity.is_refused and self._trial is None:
-            self._trial = self._clock.call_later(REFUSED_PAUSE, self._retry_disk)
+        self._trials.note()
 
-    def _retry_disk(self) -> None:
-        self._trial = None
-        if self._capacity.is_refused:
-            self._next.is_trial = True
-            self._schedule()
+    def _needs_trial(self) -> bool:
+        """Return True while the disk refuses, or the log is too large: the write after a whole checkpoint cuts it."""
+        return self._capacity.is_refused or self._writer.log_excess > 0
+
+    def _try_disk(self) -> None:
+        self._next.is_trial = True
+        self._schedule()

@@ -17,6 +17,7 @@ from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.parts import Part, execute_parts
 from service.outbox.sqlite.tail import TailCache
+from service.outbox.sqlite.write_ahead_log import RESTING_SIZE
 
 log = structlog.get_logger()
 
@@ -58,6 +59,8 @@ class Writer:
         self.committed_events = 0
         self.oldest_at = file.leases.oldest_at()
         self.reusable = file.reusable()
+        self.log_excess = 0
+        """Bytes by which the write-ahead log is larger than it should ever be."""
         self._is_stale = False
         self._checks = True  # the counters may be checked before the next group commit
         self._checked_at = now()  # milliseconds; when it was last considered
@@ -84,6 +87,7 @@ class Writer:
                 self._checks = True
                 if not self._notify(self._finished, work):
                     return
+                self._file.log.checkpoint_if_due(at_once=work.is_trial)
         except BaseException:  # whatever it is, waiting callers must be notified
             self._notify(self._ended)
             log.critical("outbox writer ended", exc_info=True)
@@ -143,6 +147,7 @@ class Writer:
         """Read the values for bounds and statistics; on failure, keep the previous ones."""
         try:
             self.oldest_at, self.reusable = self._file.leases.oldest_at(), self._file.reusable()
+            self.log_excess = max(0, self._file.log.size() - RESTING_SIZE)
         except Exception:
             if not self._is_stale:  # logged once, not with every group commit
                 log.exception("cannot read outbox statistics; using earlier values")

@@ -215,6 +215,8 @@ def test_every_series_is_there_at_zero_from_the_start() -> None:
         "duplicate_evictions_total 0.0",
         "parked_settlements_total 0.0",
         "unreadable_events 0.0",
+        "outbox_log_bytes 0.0",
+        "outbox_incomplete_checkpoints_total 0.0",
         "dead_letters 0.0",
         'dead_lettered_total{reason="refused"} 0.0',
         "concurrency_limit 0.0",
