@@ -11,7 +11,7 @@ from service.events.integrations import is_sent
 from service.events.message import Message, message_of
 from service.events.message_id import new_message_id
 from service.events.validation import Violation, violations
-from service.outbox.base import Entry, Sink
+from service.outbox.base import Attachment, Entry, Sink
 from service.telemetry.metrics import EventOutcome, Metrics
 
 TRACK_KEY = b"\x12"  # field 2 of Event, length-delimited
@@ -45,6 +45,16 @@ class Acceptance:
         [is_new] = await self.sink.put([entry])
         self.count("accepted" if is_new else "duplicate")
         return is_new
+
+    async def attach(self, entry: Entry) -> Attachment:
+        """Store an event whose delivery is awaited; returns its state.
+
+        Raises:
+            OutboxUnavailableError: as Sink.attach does.
+        """
+        attachment = await self.sink.attach(entry)
+        self.count("accepted" if attachment.is_new else "duplicate")
+        return attachment
 
     def count(self, outcome: EventOutcome) -> None:
         """Count the outcome of one event."""

@@ -119,6 +119,37 @@ class Stats:
     dead_letters: int
 
 
+@dataclass(slots=True)
+class Totals:
+    """Numbers since an outbox was opened."""
+
+    commits: int = 0
+    """Commits that made events durable; on JetStream, puts that the stream acknowledged."""
+    committed_events: int = 0
+    """Events that these commits made durable."""
+    evictions: int = 0
+    """message_ids that the duplicate window forgot to stay within its count; JetStream does not report them."""
+    parked: int = 0
+    """Settlements that could not be stored by themselves; their events are kept until a restart."""
+    unreadable: int = 0
+    """Pending events that could not be read, as the disk damaged their place."""
+    incomplete_checkpoints: int = 0
+    """Checkpoints that failed, or left a part of the write-ahead log of a file."""
+    log_bytes: int = 0
+    """Present size of that log."""
+
+
+class Attachment(NamedTuple):
+    """The state of an event whose delivery a caller awaits, after it was put."""
+
+    is_new: bool
+    """False if its message_id is a duplicate."""
+    is_pending: bool
+    """True if its delivery will be reported to this process."""
+    refusal: Refusal | None = None
+    """Set if it is a dead letter."""
+
+
 class Pick(StrEnum):
     """The events that a fetch may lease."""
 
@@ -149,6 +180,13 @@ class Sink(Protocol):
             OutboxFullError: a bound of the outbox or of its disk is reached; nothing was stored.
             OutboxUnavailableError: the store does not answer, or refuses the write for another reason.
             OutboxClosedError: the outbox was closed.
+        """
+
+    async def attach(self, entry: Entry) -> Attachment:
+        """Store an event as `put` does, and return its state, or that of the event of which it is a duplicate.
+
+        Raises:
+            OutboxUnavailableError: as `put` does; or the state could not be read, and the event is stored.
         """
 
     def full(self) -> OutboxUnavailableError | None:
@@ -238,32 +276,8 @@ class OpenOutbox(Sink, Queue, Memory, Protocol):
         """The dead letters of this outbox."""
 
     @property
-    def commits(self) -> int:
-        """Commits that made events durable, since start."""
-
-    @property
-    def committed_events(self) -> int:
-        """Events that these commits made durable."""
-
-    @property
-    def evictions(self) -> int:
-        """message_ids that the duplicate window forgot to stay within its count, since start."""
-
-    @property
-    def parked(self) -> int:
-        """Settlements that could not be stored by themselves, since start; their events are kept until a restart."""
-
-    @property
-    def unreadable(self) -> int:
-        """Pending events that could not be read since start, as the disk damaged their place."""
-
-    @property
-    def log_bytes(self) -> int:
-        """Size of the write-ahead log of a file, in bytes."""
-
-    @property
-    def incomplete_checkpoints(self) -> int:
-        """Checkpoints that failed, or left a part of that log, since start."""
+    def totals(self) -> Totals:
+        """Numbers since start."""
 
     def broken(self) -> str | None:
         """Return the reason why only a restart of the process helps; None while the outbox works."""

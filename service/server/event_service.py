@@ -139,11 +139,15 @@ class EventService:
             self._waiting -= 1
 
     async def _deliver(self, entry: Entry, context: Context) -> event_service_pb2.Outcome.ValueType:
-        """Accept an event and wait until it is settled for good."""
+        """Accept an event and wait until it is settled for good; a repeat waits for the event that waits already."""
         with self._deliveries.expect(entry.message_id) as delivered:
-            outcome = await self._accept(entry)
-            if outcome == event_service_pb2.OUTCOME_DUPLICATE:
-                return outcome
+            if self._draining.is_set():
+                raise status.shutting_down()
+            attachment = await self._acceptance.attach(entry)
+            if attachment.refusal is not None:
+                raise status.refused_by_pointillist(entry.message_id, attachment.refusal)
+            if not attachment.is_pending and not delivered.done():
+                return event_service_pb2.OUTCOME_DUPLICATE
             draining = asyncio.ensure_future(self._draining.wait())
             try:
                 either: set[asyncio.Future[Any]] = {delivered, draining}

@@ -186,6 +186,10 @@ class SendOptions(_message.Message):
     outbox and is delivered later. If Pointillist refuses it for good, the call ends with FAILED_PRECONDITION. A call
     waits for five minutes at most, then it ends with DEADLINE_EXCEEDED. While too many calls wait, it ends with
     UNAVAILABLE, reason TOO_MANY_WAITING, and nothing is stored.
+    A repeat, with the message_id of an event that is not delivered yet, waits for that event. If it was delivered in
+    between, the outcome is OUTCOME_DUPLICATE; if it is a dead letter, the call ends with FAILED_PRECONDITION. With an
+    outbox on NATS that holds for events that were first sent with this option; for others the outcome is
+    OUTCOME_DUPLICATE at once.
     """
     def __init__(
         self,

@@ -55,7 +55,7 @@ def entry_headers(entry: Entry, queued_at: int, answer_to: str) -> dict[str, str
     Args:
         entry: the event.
         queued_at: milliseconds since the epoch.
-        answer_to: the subject on which this process is notified of deliveries that its callers wait for.
+        answer_to: the subject on which to report its delivery, if a caller waits for it.
     """
     headers = {
         DUPLICATE_ID: percent.encode(entry.message_id),
@@ -86,6 +86,11 @@ def replay_headers(letter: DeadLetter, queued_at: int) -> dict[str, str]:
     return headers
 
 
+def message_id_of(headers: dict[str, str], id_: int) -> str:
+    """Return the message_id of an event or a dead letter; one made of its id if another publisher gave none."""
+    return percent.decode(headers.get(MESSAGE_ID) or headers.get(DUPLICATE_ID) or f"jetstream-{id_}")
+
+
 def stored_of(received: Received, delivery: Delivery) -> Stored:
     """Return the event of a message that was delivered to this process.
 
@@ -96,7 +101,7 @@ def stored_of(received: Received, delivery: Delivery) -> Stored:
     queued_at = whole(headers, QUEUED_AT, delivery.stored_at)
     return Stored(
         id=delivery.id,
-        message_id=percent.decode(headers.get(MESSAGE_ID) or headers.get(DUPLICATE_ID) or f"jetstream-{delivery.id}"),
+        message_id=message_id_of(headers, delivery.id),
         payload=received.data,
         accepted_at=whole(headers, ACCEPTED_AT, delivery.stored_at),
         queued_at=queued_at,

@@ -63,7 +63,7 @@ class Leases:
         connection: Connection,
         publisher: Publisher,
         *,
-        letters_subject: str,
+        letter_subject: Callable[[str], str],
         gone: Callable[[Sequence[Settlement]], None],
     ) -> None:
         """Create it; `run` sends the settlements.
@@ -71,12 +71,12 @@ class Leases:
         Args:
             connection: to NATS.
             publisher: publishes dead letters.
-            letters_subject: the subject of dead letters.
+            letter_subject: returns the subject of a dead letter, by its message_id.
             gone: called with the settlements of events that have left the stream.
         """
         self._connection = connection
         self._publisher = publisher
-        self._letters_subject = letters_subject
+        self._letter_subject = letter_subject
         self._gone = gone
         self._leases: dict[int, Lease] = {}
         self._redeliveries = Redeliveries()
@@ -85,8 +85,6 @@ class Leases:
         self._flushes: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
         self._has_ended = False
-        self.answer_to = ""
-        """The subject on which this process is notified of deliveries."""
 
     @property
     def unsettled(self) -> int:
@@ -249,7 +247,7 @@ class Leases:
     async def _write_letter(self, term: Settlement) -> OutboxUnavailableError | None:
         assert term.letter is not None
         try:
-            await self._publisher.publish(self._letters_subject, [term.letter])
+            await self._publisher.publish(self._letter_subject(term.lease.stored.message_id), [term.letter])
         except OutboxUnavailableError as error:
             return error
         term.letter = None
@@ -265,9 +263,9 @@ class Leases:
         await self._connection.request(*verbs[-1])
 
     async def _report(self, settlement: Settlement) -> None:
-        """Notify the process whose caller waits for this delivery, once and without a guarantee."""
+        """Notify the replicas, if a caller of one waits for this delivery, once and without a guarantee."""
         answer_to, refusal = settlement.lease.answer_to, settlement.refusal
-        if answer_to.startswith(INBOX) and answer_to != self.answer_to:
+        if answer_to.startswith(INBOX):
             outcome = None if refusal is None else (refusal.reason, refusal.status, refusal.detail)
             with contextlib.suppress(OutboxUnavailableError):
                 await self._connection.publish(answer_to, orjson.dumps((settlement.lease.stored.message_id, outcome)))

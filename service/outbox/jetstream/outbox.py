@@ -13,15 +13,17 @@ from typing import Any
 import structlog
 
 from service.clock import Clock
-from service.errors import JetStreamError, OutboxClosedError, OutboxFullError, OutboxUnavailableError
-from service.outbox.base import Entry, Pick, Refusal, Stats, Stored
-from service.outbox.capacity import DELAY, REFUSED_PAUSE, Bounds, Capacity, CapacityWaiters, repeat
+from service.errors import JetStreamError, OutboxClosedError, OutboxUnavailableError
+from service.outbox.base import Attachment, Entry, Pick, Refusal, Stats, Stored, Totals
+from service.outbox.capacity import DELAY, Bounds, Capacity, CapacityWaiters
 from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
-from service.outbox.jetstream.headers import entry_headers, letter_headers
+from service.outbox.jetstream.headers import letter_headers
 from service.outbox.jetstream.leases import Leases, Settlement, parse_report
+from service.outbox.jetstream.originals import Originals
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller, WaitingPull
+from service.outbox.jetstream.puts import Puts
 from service.outbox.jetstream.state import StreamState, read_state
 from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Limits, Plan, ensure
 
@@ -56,7 +58,7 @@ class JetStreamOutbox:
             plan: the wanted configuration of the streams.
             clock: for the times of queueing and attempts; due times are by NATS' own clock.
             retry_max_delay: maximum seconds between two attempts.
-            settled: called with deliveries by other replicas that callers of this one wait for.
+            settled: called with deliveries that callers of a replica wait for.
 
         Raises:
             OutboxUnusableError: a TLS file cannot be used.
@@ -68,7 +70,7 @@ class JetStreamOutbox:
         self._connection = Connection(access, lost=self._connection_lost)
         self._publisher = Publisher(self._connection)
         self._leases = Leases(
-            self._connection, self._publisher, letters_subject=plan.letters_subject, gone=self._note_gone
+            self._connection, self._publisher, letter_subject=plan.letter_subject, gone=self._note_gone
         )
         self._puller = Puller(self._connection, self._receive)
         self._waiting_pull = WaitingPull(self._connection, self._receive_waiting_pull)
@@ -79,12 +81,11 @@ class JetStreamOutbox:
             changed=self._note_dead_letters_changed,
             now=self._now,
         )
+        self._originals = Originals(self._connection, plan)
         self._limits: Limits | None = None
         self._state = StreamState()
         self._capacity = Capacity(Bounds(), clock, lambda: 0)
-        self._putting = [0, 0]  # events and bytes being put
-        self._refused_until = float("-inf")  # seconds, by the steady clock
-        self._refused: Callable[[float], OutboxUnavailableError] | None = None
+        self._puts = Puts(self._publisher, plan, clock)
         self._problem: str | None = None
         self._over: str | None = None
         self._silent = 0
@@ -95,14 +96,7 @@ class JetStreamOutbox:
         self._waiters = CapacityWaiters(self.full)
         self._is_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.commits = 0
-        """Puts that the stream acknowledged, since start."""
-        self.committed_events = 0
-        """Events that these puts stored."""
-        self.evictions = 0
-        """Always 0: JetStream does not report the message_ids that it forgets."""
-        self.parked = self.unreadable = self.log_bytes = self.incomplete_checkpoints = 0
-        """Always 0: there is no file."""
+        self.totals = Totals()
 
     # -- start
 
@@ -113,12 +107,11 @@ class JetStreamOutbox:
             OutboxUnusableError: the streams cannot be used.
         """
         inbox = INBOX + token_hex(11)
-        self._leases.answer_to = f"{inbox}.answer"
         await self._publisher.start(f"{inbox}.stored")
         await self._puller.start(f"{inbox}.fetched")
         await self._waiting_pull.listen(f"{inbox}.waiting")
         await self._letters.puller.start(f"{inbox}.letters")
-        await self._connection.subscribe(self._leases.answer_to, self._receive_report)
+        await self._connection.subscribe(self._plan.deliveries_subject, self._receive_report)
         loops: tuple[Coroutine[Any, Any, None], ...] = (self._connection.run(), self._leases.run(), self._monitor())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         ready = asyncio.create_task(self._is_ready.wait())
@@ -178,6 +171,7 @@ class JetStreamOutbox:
         """Read the state of the streams."""
         before, held = self._state, self._state.events  # which other tasks change meanwhile
         self._state = state = await read_state(self._connection, self._plan, before)
+        self._puts.note_answer()
         if before.created_at not in {"", state.created_at}:
             self._leases.discard_all()
         self._capacity.note_drained(max(0, held - state.events))
@@ -204,30 +198,31 @@ class JetStreamOutbox:
 
     async def put(self, entries: Sequence[Entry]) -> list[bool]:
         """Store events and return once the stream acknowledged them all. See Sink.put."""
-        self._refuse_when_full()
-        queued_at = self._now()
         first = {entry.message_id: index for index, entry in reversed(list(enumerate(entries)))}
         once = [entry for index, entry in enumerate(entries) if first[entry.message_id] == index]
-        answer_to = self._leases.answer_to
-        messages = [Message(entry.payload, entry_headers(entry, queued_at, answer_to)) for entry in once]
-        size = sum(len(entry.payload) for entry in once)
-        self._putting[0] += len(once)
-        self._putting[1] += size
-        try:
-            new = await self._publisher.publish(self._plan.events_subject, messages)
-        except (OutboxFullError, JetStreamError) as error:
-            self._note_refused(error)
-            raise
-        finally:
-            self._putting[0] -= len(once)
-            self._putting[1] -= size
-        self.commits += 1
-        self.committed_events += sum(new)
-        self._state.events += sum(new)
-        self._state.bytes += sum(len(entry.payload) for entry, is_new in zip(once, new, strict=True) if is_new)
+        originals = dict(zip((entry.message_id for entry in once), await self._publish(once), strict=True))
+        return [
+            first[entry.message_id] == index and not originals[entry.message_id] for index, entry in enumerate(entries)
+        ]
+
+    async def attach(self, entry: Entry) -> Attachment:
+        """Store an event, or find the one of which it is a duplicate. See Sink.attach."""
+        [original] = await self._publish([entry])
+        if not original:
+            return Attachment(is_new=True, is_pending=True)
+        return await self._originals.find(original, entry.message_id)
+
+    async def _publish(self, entries: Sequence[Entry]) -> list[int]:
+        """Publish events with different message_ids; returns the sequence numbers of their originals, or 0."""
+        self._refuse_when_full()
+        originals = await self._puts.publish(entries)
+        count = originals.count(0)
+        self.totals.commits += 1
+        self.totals.committed_events += count
+        self._state.events += count
+        self._state.bytes += sum(len(entry.payload) for entry, one in zip(entries, originals, strict=True) if not one)
         self._notify_arrived()
-        is_new = dict(zip((entry.message_id for entry in once), new, strict=True))
-        return [first[entry.message_id] == index and is_new[entry.message_id] for index, entry in enumerate(entries)]
+        return originals
 
     async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
         """Lease events. See Queue.fetch."""
@@ -347,10 +342,9 @@ class JetStreamOutbox:
             return OutboxClosedError(self._over, DELAY)
         if (problem := self.unreachable()) is not None:
             return OutboxUnavailableError(problem, DELAY)
-        if self._refused is not None and self._clock.steady() < self._refused_until:
-            return self._refused(self._capacity.retry_after(self._state.events))
-        events, size = self._putting
-        return self._capacity.full(self._state.events + events, self._state.bytes + size)
+        if (refusal := self._puts.refusal(self._capacity.retry_after(self._state.events))) is not None:
+            return refusal
+        return self._capacity.full(self._state.events + self._puts.events, self._state.bytes + self._puts.bytes)
 
     def broken(self) -> None:
         """Return None: a task that ends, ends the server (see `watch`), and failures of NATS pass."""
@@ -362,11 +356,6 @@ class JetStreamOutbox:
     def _refuse_when_full(self) -> None:
         if (error := self.full()) is not None:
             raise error
-
-    def _note_refused(self, error: OutboxUnavailableError) -> None:
-        """Stop putting for a moment: the stream would refuse further events as well."""
-        self._refused = repeat(error)
-        self._refused_until = self._clock.steady() + REFUSED_PAUSE
 
     # -- end
 

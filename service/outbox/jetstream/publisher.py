@@ -21,6 +21,7 @@ ACK_TIMEOUT = (
 GATHER_TIME = 0.002  # seconds for which small calls are collected if there are many
 GATHER_CALLS = 3  # small calls within that time that count as many; a single caller makes fewer
 MAX_GATHERED = 16  # maximum number of messages of a small call
+UNKNOWN = 2**63 - 1  # a sequence number that no message has
 MAX_UNACKNOWLEDGED = 4000  # messages in flight; JetStream itself queues up to 10,000
 # Errors by which JetStream says that there is no space: of the account, of the server, and of its disk.
 NO_SPACE = frozenset({10002, 10023, 10047})
@@ -43,11 +44,11 @@ class _Batch:
 
     done: "asyncio.Future[None]"
     left: int
-    new: list[bool] = field(default_factory=list)
+    originals: list[int] = field(default_factory=list)
     error: OutboxUnavailableError | None = None
 
-    def settle(self, index: int, *, is_new: bool) -> None:
-        self.new[index] = is_new
+    def settle(self, index: int, original: int) -> None:
+        self.originals[index] = original
         self.left -= 1
         if self.left == 0 and not self.done.done():
             self.done.set_result(None)
@@ -73,15 +74,18 @@ class Publisher:
         self._prefix = f"{inbox}."
         await self._connection.subscribe(f"{inbox}.*", self._receive)
 
-    async def publish(self, subject: str, messages: Sequence[Message]) -> list[bool]:
-        """Publish messages; return once the stream has acknowledged all of them, False for each duplicate.
+    async def publish(self, subject: str, messages: Sequence[Message]) -> list[int]:
+        """Publish messages; return once the stream has acknowledged all of them.
+
+        Returns one number per message: 0, or the sequence number of the message of which it is a duplicate, which is
+        not stored again.
 
         Raises:
             OutboxFullError: the stream, or JetStream, has no space for one or more; those are not stored.
             JetStreamError: the stream refused one or more for another reason; those are not stored.
             OutboxUnavailableError: an acknowledgement did not come; the message may or may not be stored.
         """
-        batch = _Batch(asyncio.get_running_loop().create_future(), len(messages), [False] * len(messages))
+        batch = _Batch(asyncio.get_running_loop().create_future(), len(messages), [0] * len(messages))
         numbers: list[int] = []
         try:
             async with asyncio.timeout(ACK_TIMEOUT) as deadline:
@@ -109,7 +113,7 @@ class Publisher:
             self._fewer.set()
         if batch.error is not None:
             raise batch.error
-        return batch.new
+        return batch.originals
 
     async def _gather(self) -> None:
         """If there are many small calls, wait a moment, so that they are sent together.
@@ -151,12 +155,12 @@ class Publisher:
         if (received.headers or {}).get("Status") == NO_RESPONDERS:
             gone = "no stream takes events: it does not exist, or has no leader now"
             batch.fail(JetStreamError(int(NO_RESPONDERS), 0, gone, UNREACHED_RETRY))
-            batch.settle(index, is_new=False)
+            batch.settle(index, 0)
             return
         acknowledgement = orjson.loads(received.data)
         if (fault := acknowledgement.get("error")) is not None:
             batch.fail(_refusal(fault))
-        batch.settle(index, is_new=fault is None and not acknowledgement.get("duplicate", False))
+        batch.settle(index, (acknowledgement.get("seq") or UNKNOWN) if acknowledgement.get("duplicate") else 0)
 
 
 def _refusal(fault: dict[str, Any]) -> OutboxUnavailableError:

@@ -6,12 +6,13 @@ events. A stream that this service created, as its metadata says, follows the se
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import structlog
 
 from service.errors import JetStreamError, OutboxUnusableError
-from service.outbox.jetstream.connection import Connection
+from service.outbox.jetstream.connection import INBOX, Connection
 
 CONSUMER = "relay"
 ACK_WAIT = 30  # seconds after which JetStream leases the events of a silent relay to another
@@ -21,6 +22,7 @@ MIN_ACK_PENDING = 10_000  # of an operator's own consumer: must hold leases and 
 MIN_MESSAGE_SIZE = 64 * 1024  # bytes; an event with its headers is smaller
 SECOND = 1_000_000_000  # nanoseconds, JetStream's unit
 OURS = {"made-by": "pointillist-destination"}
+DIGEST_SIZE = 16  # bytes
 NOT_FOUND = 404
 MALFORMED = 400
 # Errors that do not pass by themselves: NATS has too little storage to reserve, or too few servers.
@@ -59,9 +61,19 @@ class Plan:
         return f"{self.prefix}.events"
 
     @property
-    def letters_subject(self) -> str:
-        """The subject of dead letters."""
-        return f"{self.prefix}.dead_letters"
+    def letters_subjects(self) -> str:
+        """The subjects of dead letters."""
+        return f"{self.prefix}.dead_letters.*"
+
+    def letter_subject(self, message_id: str) -> str:
+        """Return the subject of one, by which it is found."""
+        digest = blake2b(message_id.encode(), digest_size=DIGEST_SIZE).hexdigest()
+        return f"{self.prefix}.dead_letters.{digest}"
+
+    @property
+    def deliveries_subject(self) -> str:
+        """The subject on which replicas report deliveries that callers wait for; nothing is stored there."""
+        return f"{INBOX}{self.prefix}.deliveries"
 
     def events_config(self) -> dict[str, Any]:
         """Return the configuration of the stream of pending events, as JetStream's API has it."""
@@ -74,7 +86,7 @@ class Plan:
 
     def letters_config(self) -> dict[str, Any]:
         """Return the configuration of the stream of dead letters, which the relay keeps within its bound."""
-        return self._config(self.letters_stream, self.letters_subject, "limits")
+        return self._config(self.letters_stream, self.letters_subjects, "limits")
 
     def _config(self, name: str, subject: str, retention: str) -> dict[str, Any]:
         return {
@@ -164,7 +176,7 @@ async def _stream(connection: Connection, wanted: dict[str, Any]) -> dict[str, A
 
 def _following(wanted: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the settings that a stream created by this service follows."""
-    for key in ("max_bytes", "max_msgs", "num_replicas", "duplicate_window"):
+    for key in ("subjects", "max_bytes", "max_msgs", "num_replicas", "duplicate_window"):
         if key in wanted:
             yield key, wanted[key]
 

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from service.errors import OutboxUnavailableError
-from service.outbox.base import DeadLetter, Entry, Refusal, Stored
+from service.outbox.base import Attachment, DeadLetter, Entry, Refusal, Stored
 from service.outbox.sqlite.counter_check import CounterCheck
 from service.outbox.sqlite.damage import raise_unless_damage
 from service.outbox.sqlite.dead_letters import DeadLetterTable
@@ -57,6 +57,10 @@ INSERT_EVENT = {
 }
 COUNT_EVENT = {n: f"SELECT count(*), total(length(payload)) FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
+
+
+def _digest(message_id: str) -> bytes:
+    return blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest()
 
 
 class Database:
@@ -160,7 +164,7 @@ class Database:
             has_expired = not self._prunes or self._has_expired(horizon)
         fresh = 0
         for chunk in chunked(rows):
-            digests = [blake2b(row[1].encode(), digest_size=DIGEST_SIZE).digest() for row in chunk]
+            digests = [_digest(row[1]) for row in chunk]
             if has_expired:
                 change.seen -= execute(FORGET_SEEN[len(chunk)], (horizon, *digests)).rowcount
             parameters: list[Any] = []
@@ -210,6 +214,16 @@ class Database:
 
     # -- reading
 
+    def find(self, message_id: str) -> Attachment:
+        """Return the state of an event whose message_id is in the duplicate window."""
+        digest = _digest(message_id)
+        found = self._connection.execute(
+            "SELECT message_id FROM seen JOIN event USING (id) WHERE digest = ?", (digest,)
+        ).fetchone()
+        if found == (message_id,):  # after a restart an id may be that of another event
+            return Attachment(is_new=False, is_pending=True)
+        return Attachment(is_new=False, is_pending=False, refusal=self.dead_letters.refusal(message_id))
+
     def recall(self, name: str) -> str:
         """Return a remembered text; "" if there is none."""
         row = self._connection.execute("SELECT text FROM memory WHERE name = ?", (name,)).fetchone()
@@ -231,6 +245,9 @@ class Database:
             INSERT_EVENT[1],
             (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
         )
+        digest = _digest(letter.message_id)
+        if self._connection.execute("DELETE FROM seen WHERE digest = ?", (digest,)).rowcount:  # so that it is found
+            self._connection.execute(INSERT_SEEN[1], (self._next_id, digest, now))
         self._next_id += 1
 
     # -- the duplicate window

@@ -76,6 +76,14 @@ class DeadLetterTable:
         row = self._connection.execute("SELECT max(id) FROM dead_letter").fetchone()
         return int(row[0] or 0)
 
+    def refusal(self, message_id: str) -> Refusal | None:
+        """Return the reason why an event is a dead letter; None if it is none."""
+        row = self._connection.execute(
+            "SELECT reason, status, detail FROM dead_letter WHERE message_id = ? ORDER BY id DESC LIMIT 1",
+            (message_id,),
+        ).fetchone()
+        return Refusal(*row) if row else None
+
     def page(
         self, which: DeadLetterFilter, after: int, limit: int, newest: int = NEWEST
     ) -> tuple[list[DeadLetter], int]:

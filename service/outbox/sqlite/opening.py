@@ -10,7 +10,7 @@ from service.outbox.sqlite.disk import primary_code
 from service.outbox.sqlite.write_ahead_log import RESTING_SIZE, WriteAheadLog
 
 APPLICATION_ID = 0x50444F42  # "PDOB" in the file's header
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OLDEST_VERSION = 1  # each schema_N.sql migrates from version N - 1
 CACHE_SIZE = 16  # MiB of pages
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from service.clock import Clock
 from service.errors import OutboxClosedError, OutboxError, OutboxUnavailableError
-from service.outbox.base import Entry, Pick, Refusal, Stats, Stored
+from service.outbox.base import Attachment, Entry, Pick, Refusal, Stats, Stored, Totals
 from service.outbox.capacity import DELAY, Bounds, Capacity, CapacityWaiters
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.dead_letters import SqliteDeadLetters
@@ -86,11 +86,13 @@ class SqliteOutbox:
             check_capacity=self._refuse_when_full,
             now=self._now,
         )
+        self.totals = Totals()
         self._closed = False
         self._over: str | None = None  # the reason why the outbox has ended
         self._writer = Writer(
             self._file,
             self._tail,
+            self.totals,
             now=self._now,
             finished=self._finished,
             recounted=self._recounted,
@@ -106,6 +108,14 @@ class SqliteOutbox:
         self._next.put(entries, future)
         self._schedule()
         return await future
+
+    async def attach(self, entry: Entry) -> Attachment:
+        """Store an event, or find the one of which it is a duplicate. See Sink.attach."""
+        [is_new] = await self.put([entry])
+        if is_new:
+            return Attachment(is_new=True, is_pending=True)
+        # After the commit that has every settlement made so far.
+        return await self._read(lambda: self._file.find(entry.message_id))
 
     async def fetch(self, limit: int, pick: Pick = Pick.READY) -> list[Stored]:
         """Lease events. See Queue.fetch."""
@@ -189,41 +199,6 @@ class SqliteOutbox:
         counts = self._counts
         coming = len(self._next.terms) + (len(self._writing.terms) if self._writing else 0)
         return Stats(counts.events, counts.bytes, self._writer.oldest_at, counts.dead_letters + coming)
-
-    @property
-    def evictions(self) -> int:
-        """message_ids that the duplicate window forgot. See OpenOutbox.evictions."""
-        return self._file.evictions
-
-    @property
-    def commits(self) -> int:
-        """Transactions on disk, since start."""
-        return self._writer.commits
-
-    @property
-    def committed_events(self) -> int:
-        """Events that these transactions put there."""
-        return self._writer.committed_events
-
-    @property
-    def parked(self) -> int:
-        """Settlements that failed by themselves. See OpenOutbox.parked."""
-        return self._writer.parked
-
-    @property
-    def log_bytes(self) -> int:
-        """Size of the write-ahead log. See OpenOutbox.log_bytes."""
-        return self._file.log.size()
-
-    @property
-    def incomplete_checkpoints(self) -> int:
-        """Checkpoints that left a part of it. See OpenOutbox.incomplete_checkpoints."""
-        return self._file.log.incomplete_checkpoints
-
-    @property
-    def unreadable(self) -> int:
-        """Events that could not be read. See OpenOutbox.unreadable."""
-        return len(self._file.leases.damage.ids)
 
     # -- bounds
 

@@ -1,4 +1,4 @@
--- The SQLite outbox, schema version 4. Times are milliseconds since the epoch.
+-- The SQLite outbox, schema version 5. Times are milliseconds since the epoch.
 
 -- Events that wait to be delivered. due_at is NULL until the first nak.
 CREATE TABLE event (
@@ -40,6 +40,8 @@ CREATE TABLE dead_letter (
   payload BLOB NOT NULL,
   traceparent TEXT NOT NULL DEFAULT ''
 ) STRICT;
+
+CREATE INDEX dead_letter_message_id ON dead_letter (message_id);
 
 -- What would be slow to count. One row.
 CREATE TABLE counter (

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from service.errors import OutboxDamagedError, OutboxUnavailableError
-from service.outbox.base import Entry, Stored
+from service.outbox.base import Entry, Stored, Totals
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.group_commit import Counts, GroupCommit
 from service.outbox.sqlite.parts import Part, execute_parts
@@ -32,6 +32,7 @@ class Writer:
         self,
         file: Database,
         tail: TailCache,
+        totals: Totals,
         *,
         now: Callable[[], int],
         finished: Callable[[GroupCommit], None],
@@ -43,6 +44,7 @@ class Writer:
         Args:
             file: the outbox file.
             tail: only read, to find out whether the events of a put are wanted.
+            totals: kept up to date.
             now: milliseconds since the epoch, by the corrected clock.
             finished: called on the event loop with each finished group commit, in order.
             recounted: called on the event loop once the counters were repaired.
@@ -50,13 +52,11 @@ class Writer:
         """
         self._file = file
         self._tail = tail
+        self._totals = totals
         self._now = now
         self._finished = finished
         self._recounted = recounted
         self._ended = ended
-        self.commits = 0
-        self.parked = 0
-        self.committed_events = 0
         self.oldest_at = file.leases.oldest_at()
         self.reusable = file.reusable()
         self.log_excess = 0
@@ -147,13 +147,19 @@ class Writer:
         """Read the values for bounds and statistics; on failure, keep the previous ones."""
         try:
             self.oldest_at, self.reusable = self._file.leases.oldest_at(), self._file.reusable()
-            self.log_excess = max(0, self._file.log.size() - RESTING_SIZE)
+            self._count()
+            self.log_excess = max(0, self._totals.log_bytes - RESTING_SIZE)
         except Exception:
             if not self._is_stale:  # logged once, not with every group commit
                 log.exception("cannot read outbox statistics; using earlier values")
             self._is_stale = True
         else:
             self._is_stale = False
+
+    def _count(self) -> None:
+        totals, file = self._totals, self._file
+        totals.evictions, totals.unreadable = file.evictions, len(file.leases.damage.ids)
+        totals.incomplete_checkpoints, totals.log_bytes = file.log.incomplete_checkpoints, file.log.size()
 
     def _commit(self, work: GroupCommit) -> None:
         """Execute a group commit in one transaction; no future is resolved before the fsync."""
@@ -181,8 +187,8 @@ class Writer:
         work.done += done
         work.new = new  # only now: events of a commit that was rolled back must not be delivered
         self._release(work)
-        self.commits += 1
-        self.committed_events += len(ids) - ids.count(0)
+        self._totals.commits += 1
+        self._totals.committed_events += len(ids) - ids.count(0)
 
     def _commit_apart(self, work: GroupCommit) -> None:
         """Execute a group commit that failed, though the disk takes writes, in parts, so that few are affected.
@@ -207,13 +213,13 @@ class Writer:
         work.keep_settlements(piece for piece, part in settlements if not part.is_done)
         work.stuck = work.settlements() > 0
         work.done += [(future, part.outcome if part.is_done else work.refused) for future, part in (*puts, *calls)]
-        self.commits += 1
-        self.committed_events += sum(sum(part.outcome) for _, part in puts if part.is_stored)
+        self._totals.commits += 1
+        self._totals.committed_events += sum(sum(part.outcome) for _, part in puts if part.is_stored)
 
     def _park(self, piece: GroupCommit, error: Exception) -> None:
         """Report a settlement that failed by itself."""
         [stored] = piece.settled()
-        self.parked += 1
+        self._totals.parked += 1
         log.error(
             "settlement parked; its event is kept and tried again after a restart",
             message_id=stored.message_id,

@@ -198,11 +198,21 @@ async def test_who_waits_for_the_delivery_is_answered_once_pointillist_took_it(s
     assert server.delivered == ["m-1"]
 
 
-async def test_who_waits_for_the_delivery_of_a_duplicate_is_answered_at_once(server: Serving) -> None:
+async def test_who_waits_for_the_delivery_of_a_duplicate_waits_for_the_event_that_waits(server: Serving) -> None:
+    # given
     server.sandbox.behaviour = Behaviour({"503": 1})
     await server.events.Track(TrackRequest(track=track()))
-    answer = await server.events.Track(TrackRequest(track=track(), options=SendOptions(wait_for_delivery=True)))
-    assert answer.receipt.outcome == OUTCOME_DUPLICATE
+
+    # when
+    request = TrackRequest(track=track(), options=SendOptions(wait_for_delivery=True))
+    repeats = [asyncio.ensure_future(server.events.Track(request)) for _ in range(3)]
+    await until(lambda: server.sandbox.requests > 2)
+    assert not any(repeat.done() for repeat in repeats)
+    server.sandbox.behaviour = Behaviour()
+
+    # then
+    assert [(await repeat).receipt.outcome for repeat in repeats] == [OUTCOME_DELIVERED] * 3
+    assert server.delivered == ["m-1"]
 
 
 async def test_who_waits_for_the_delivery_hears_that_pointillist_refused_it_for_good(server: Serving) -> None:

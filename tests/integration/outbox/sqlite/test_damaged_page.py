@@ -78,13 +78,13 @@ async def test_with_a_page_of_events_damaged_all_others_are_delivered_and_puts_g
     # when it is delivered, and is opened once more
     async with relaying(path, script) as running:
         assert await running.outbox.put([entry(count)]) == [True]
-        await until(lambda: len(set(script.taken)) + running.outbox.unreadable == count + 1)
+        await until(lambda: len(set(script.taken)) + running.outbox.totals.unreadable == count + 1)
         await until(lambda: not running.relay.in_flight)
         lost = missing(script.taken, count + 1)
         assert is_one_page(lost, damaged)
         assert running.relay.is_able
         await running.outbox.flush()
-        parked = running.outbox.parked
+        parked = running.outbox.totals.parked
     script.taken.clear()
     async with relaying(path, script) as running:
         assert await running.outbox.put([entry(count + 1)]) == [True]
@@ -139,7 +139,7 @@ async def test_a_damaged_index_of_due_times_is_rebuilt(tmp_path: Path, pick: Pic
 
         # then
         assert len(events) == 1000
-        assert outbox.unreadable == 0
+        assert outbox.totals.unreadable == 0
 
 
 async def test_a_window_whose_oldest_page_is_damaged_takes_puts(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.support.events import ACCEPTED_AT, entry
 from tests.support.outboxes import opened
 from tests.support.paths import DATA
 
-SCHEMA_1, SCHEMA_2, SCHEMA_3 = (
-    (DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2, 3)
+SCHEMA_1, SCHEMA_2, SCHEMA_3, SCHEMA_4 = (
+    (DATA / f"outbox_schema_{number}.sql").read_text(encoding="utf-8") for number in (1, 2, 3, 4)
 )
 WAITING = 40
 TRIED = 7  # the id of the one that was tried three times and waits for its time
@@ -143,7 +143,7 @@ async def test_a_file_brought_up_is_opened_again_without_another_change(old_file
     assert dump(old_file) == once
 
 
-@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2, SCHEMA_3], ids=["1", "2", "3"])
+@pytest.mark.parametrize("schema", [SCHEMA_1, SCHEMA_2, SCHEMA_3, SCHEMA_4], ids=["1", "2", "3", "4"])
 async def test_a_file_brought_up_has_the_tables_and_indexes_of_a_new_one(schema: str, tmp_path: Path) -> None:
     def columns(path: Path) -> dict[str, list[tuple[object, ...]]]:
         with database(path) as connection:

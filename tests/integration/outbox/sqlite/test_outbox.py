@@ -87,10 +87,10 @@ async def test_a_system_clock_that_jumps_shortens_no_window(outbox: SqliteOutbox
 async def test_the_oldest_message_ids_are_forgotten_beyond_the_windows_count(path: Path, clock: HandClock) -> None:
     async with opened(path, clock, window_ids=10) as outbox:
         await outbox.put(entries(10))
-        assert outbox.evictions == 0
+        assert outbox.totals.evictions == 0
         await outbox.put(entries(3, first=10))
 
-        assert outbox.evictions == 3
+        assert outbox.totals.evictions == 3
         assert await outbox.put([entry(3), entry(12)]) == [False, False]
         assert await outbox.put([entry(0)]) == [True]
 
@@ -105,7 +105,7 @@ async def test_a_message_id_that_comes_again_after_its_time_takes_one_place_in_t
         await outbox.put([entry(2)])
         await outbox.put([entry(3)])
 
-        assert outbox.evictions == 0
+        assert outbox.totals.evictions == 0
         assert await outbox.put([entry(2)]) == [False]
 
 
@@ -130,9 +130,9 @@ async def test_message_ids_forgotten_by_a_transaction_that_is_rolled_back_are_no
 
 
 async def test_many_callers_share_a_commit(outbox: SqliteOutbox) -> None:
-    before = outbox.commits
+    before = outbox.totals.commits
     await asyncio.gather(*(outbox.put([entry(number)]) for number in range(64)))
-    assert outbox.commits - before <= 4
+    assert outbox.totals.commits - before <= 4
     assert outbox.stats().events == 64
 
 
@@ -277,7 +277,7 @@ async def test_an_event_that_waits_for_redelivery_is_in_nobodys_way(outbox: Sqli
 async def test_released_events_are_fetched_again_in_their_order_and_unchanged(outbox: SqliteOutbox) -> None:
     await outbox.put(entries(5))
     before = await outbox.fetch(4, Pick.NEW)
-    commits = outbox.commits
+    commits = outbox.totals.commits
 
     for stored in (before[1], before[3]):
         outbox.release(stored)
@@ -285,7 +285,7 @@ async def test_released_events_are_fetched_again_in_their_order_and_unchanged(ou
     again = await outbox.fetch(9, Pick.NEW)
     assert [stored.message_id for stored in again] == ["m-1", "m-3", "m-4"]
     assert again[:2] == [before[1], before[3]]
-    assert outbox.commits == commits
+    assert outbox.totals.commits == commits
 
 
 async def test_a_remembered_text_outlives_a_restart(path: Path, clock: HandClock) -> None:

@@ -39,7 +39,7 @@ async def test_a_settlement_that_fails_by_itself_is_parked_and_tried_again_after
         # then all others are settled, and puts in the same round are stored
         await outbox.flush()
         assert list(stored_new) == [[True], [True]]
-        assert (outbox.stats().events, outbox.parked) == (3, 1)
+        assert (outbox.stats().events, outbox.totals.parked) == (3, 1)
         assert [one.message_id for one in await outbox.fetch(10)] == ["m-10", "m-11"]
         assert outbox.full() is None
 

@@ -45,8 +45,8 @@ async def test_the_log_is_bounded_while_nothing_is_in_its_way(tmp_path: Path, mo
         for number in range(40):
             await put_and_settle(outbox, 200 * number)
         assert outbox._file.log.checkpoints > 3
-        assert outbox.incomplete_checkpoints == 0
-        assert outbox.log_bytes < 1000 * PAGE
+        assert outbox.totals.incomplete_checkpoints == 0
+        assert outbox.totals.log_bytes < 1000 * PAGE
 
 
 async def test_a_log_that_a_reader_holds_on_counts_in_the_bound_until_it_is_cut(
@@ -73,8 +73,8 @@ async def test_a_log_that_a_reader_holds_on_counts_in_the_bound_until_it_is_cut(
 
             # then the outbox is full before the log is much larger than its bound
             assert outbox.stats().events < 400
-            assert outbox.log_bytes < 3 * 1024 * 1024
-            assert outbox.incomplete_checkpoints > 0
+            assert outbox.totals.log_bytes < 3 * 1024 * 1024
+            assert outbox.totals.incomplete_checkpoints > 0
             assert capsys.readouterr().out.count("checkpoint of the outbox is incomplete") == 1
 
         # and once it has ended, the log is cut though nobody comes
@@ -82,7 +82,7 @@ async def test_a_log_that_a_reader_holds_on_counts_in_the_bound_until_it_is_cut(
         await outbox.flush()
         clock.move(REFUSED_PAUSE)
         await until(lambda: outbox.full() is None)
-        assert outbox.log_bytes <= resting + HEADER_SIZE
+        assert outbox.totals.log_bytes <= resting + HEADER_SIZE
         assert "checkpoint of the outbox is complete again" in capsys.readouterr().out
 
 
@@ -101,7 +101,7 @@ async def test_a_checkpoint_that_fails_is_reported_and_tried_again(
         connection, log._connection = log._connection, FailingConnection()  # type: ignore[assignment]
         for number in range(3):
             await put_and_settle(outbox, 200 * number)
-        assert outbox.incomplete_checkpoints >= 2
+        assert outbox.totals.incomplete_checkpoints >= 2
         assert capsys.readouterr().out.count("checkpoint of the outbox is incomplete") == 1
         log._connection = connection
         await put_and_settle(outbox, 600)
