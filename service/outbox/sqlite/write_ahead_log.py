@@ -18,7 +18,7 @@ RETRY_FRAMES = 1000  # by which the log grows before a checkpoint that left some
 RESTING_SIZE = 64 * 1024 * 1024  # bytes, to which SQLite cuts a log that grew beyond; it overwrites the rest
 
 HEADER_SIZE, FRAME_HEADER_SIZE = 32, 24  # bytes, of the log
-BIG_ENDIAN_AT, PAGE_SIZE, SALT, CHECKSUM = 3, slice(8, 12), slice(16, 24), slice(24, 32)  # in the log's header
+BIG_ENDIAN_AT, PAGE_SIZE, SALT = 3, slice(8, 12), slice(16, 24)  # in the log's header
 CHECKED, COMMIT, FRAME_SALT, FRAME_CHECKSUM = slice(0, 8), slice(4, 8), slice(8, 16), slice(16, 24)  # in a frame's
 # COMMIT is 0 but in the last frame of a transaction.
 LAST_FRAME_AT = 16  # in the index (-shm), in the machine's byte order
@@ -104,10 +104,11 @@ class WriteAheadLog:
 
 
 def unread_commits(path: Path, frames: int) -> int:
-    """Return the number of commits in a log behind the frames that SQLite read.
+    """Return the number of commits in a log that others followed, behind the frames that SQLite read.
 
-    After a crash the log ends in frames without a commit, or in one that was written in part, which is no damage.
-    Frames of an earlier round of the log have another salt.
+    A last commit does not count. After a crash the log ends in frames without a commit, or in one that was written in
+    part; and a commit that the disk refused stays in the log behind a shorter one that was put in its place. Neither is
+    damage, and nothing ever follows them. Frames of an earlier round of the log have another salt.
     """
     try:
         file = path.open("rb")
@@ -118,17 +119,13 @@ def unread_commits(path: Path, frames: int) -> int:
         if len(header) < HEADER_SIZE:
             return 0
         order: Literal["big", "little"] = "big" if header[BIG_ENDIAN_AT] & 1 else "little"
-        page_size = int.from_bytes(header[PAGE_SIZE], "big")
-        checksum = header[CHECKSUM]
-        if frames:
-            file.seek(HEADER_SIZE + (frames - 1) * (FRAME_HEADER_SIZE + page_size))
-            checksum = file.read(FRAME_HEADER_SIZE)[FRAME_CHECKSUM]
-            file.seek(page_size, os.SEEK_CUR)
+        size = FRAME_HEADER_SIZE + int.from_bytes(header[PAGE_SIZE], "big")
+        file.seek(HEADER_SIZE + frames * size)
         commits = 0
-        while len(frame := file.read(FRAME_HEADER_SIZE + page_size)) == FRAME_HEADER_SIZE + page_size:
-            if frame[FRAME_SALT] == header[SALT] and any(frame[COMMIT]):
-                commits += frame[FRAME_CHECKSUM] == _checksum(checksum, frame, order)
-            checksum = frame[FRAME_CHECKSUM]
+        before: bytes | None = None  # the checksum of the frame before, if that is a commit
+        while len(frame := file.read(size)) == size and frame[FRAME_SALT] == header[SALT]:
+            commits += before is not None and frame[FRAME_CHECKSUM] == _checksum(before, frame, order)
+            before = frame[FRAME_CHECKSUM] if any(frame[COMMIT]) else None
         return commits
 
 
