@@ -44,11 +44,13 @@ async def test_the_relay_goes_on_once_the_outbox_can_be_read_again(
     async with relaying(tmp_path / "outbox.db", script, clock=clock) as running:
         # given a disk that cannot be read, events are accepted
         await until(lambda: failures)
+        await until(lambda: not running.relay.is_able)
         assert await running.outbox.put(entries(3)) == [True] * 3
 
         # when it can be read again
         monkeypatch.undo()
         await clock.tick_until(lambda: len(script.taken) == 3)
+        assert running.relay.is_able
 
 
 async def test_a_folder_whose_free_space_cannot_be_asked_ends_nothing(tmp_path: Path) -> None:
