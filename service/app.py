@@ -275,7 +275,7 @@ class App:
         """Start tracing; it is closed last, as a collector that is gone may hold it up for a while."""
         tracing = start_tracing(os.environ, self._settings.api_url)
         if tracing is not None:
-            stack.push_async_callback(asyncio.to_thread, tracing.close)
+            stack.push_async_callback(tracing.close)
         return tracing
 
     # -- running

@@ -13,9 +13,12 @@ the extra `tracing`: `pip install pointillist-destination[tracing]`. OpenTelemet
 sampler and the service's name, from its own variables.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -29,6 +32,8 @@ SERVICE_NAME: Final = "pointillist-destination"
 METHOD: Final = "POST"  # of a POST's span, too: the address says no more than the service's name
 # Codes that are our fault; OpenTelemetry's conventions mark a server's span as failed for these and no others.
 SERVER_FAULTS: Final = frozenset({"DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
+
+CLOSE_TIME: Final = 2.0  # seconds at the end of the process, in which a collector must take the last spans
 
 CALL: Final[ContextVar[str]] = ContextVar("traceparent of the call that is being answered", default="")
 """Each call is a task of its own, so it and the tasks that it starts see their own; "" where it is not sampled."""
@@ -63,8 +68,8 @@ class Tracing(Protocol):
             ended_at: seconds since the epoch.
         """
 
-    def close(self) -> None:
-        """Export the remaining spans."""
+    async def close(self) -> None:
+        """Export the remaining spans, for some seconds at most; log how many were not."""
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
@@ -97,16 +102,16 @@ def start_tracing(environ: Mapping[str, str], api_url: str) -> Tracing | None:
         log.warning("no traces: a package is missing", why=str(error), right="install pointillist-destination[tracing]")
         return None
     named = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": SERVICE_NAME}
-    resource, processor = Resource.create(named), BatchSpanProcessor(OTLPSpanExporter())
+    counting = CountingExporter(OTLPSpanExporter())
+    resource, processor = Resource.create(named), BatchSpanProcessor(cast("Any", counting))
     calls = TracerProvider(resource=resource, shutdown_on_exit=False)
     # Its sampler takes all, as an attempt whose call was not sampled never comes to it.
     attempts = TracerProvider(ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     for provider in (calls, attempts):
         provider.add_span_processor(processor)
     log.info("traces are exported")
-    return _OpenTelemetry(
-        calls.get_tracer(SERVICE_NAME), attempts.get_tracer(SERVICE_NAME), processor.shutdown, address_of(api_url)
-    )
+    tracers = (calls.get_tracer(SERVICE_NAME), attempts.get_tracer(SERVICE_NAME))
+    return _OpenTelemetry(tracers, processor, counting, address_of(api_url))
 
 
 def address_of(api_url: str) -> dict[str, str | int]:
@@ -117,25 +122,52 @@ def address_of(api_url: str) -> dict[str, str | int]:
     return {"server.address": host, "server.port": port, "url.full": bare}
 
 
+class CountingExporter:
+    """An exporter of OpenTelemetry that counts the spans which it exported."""
+
+    def __init__(self, exporter: Any) -> None:
+        self._exporter = exporter
+        self.exported = 0
+        """Spans that the collector took."""
+
+    def export(self, spans: Sequence[Any]) -> Any:
+        """Export spans."""
+        result = self._exporter.export(spans)
+        if result.name == "SUCCESS":
+            self.exported += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """End, also while spans are exported."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Export what is left."""
+        return bool(self._exporter.force_flush(timeout_millis))
+
+
 class _OpenTelemetry:
     """Tracing by OpenTelemetry."""
 
-    def __init__(self, calls: Any, attempts: Any, shutdown: Callable[[], None], address: dict[str, str | int]) -> None:
+    def __init__(
+        self, tracers: tuple[Any, Any], processor: Any, exporter: CountingExporter, address: dict[str, str | int]
+    ) -> None:
         """Make it.
 
         Args:
-            calls: the tracer of calls.
-            attempts: the tracer of POSTs.
-            shutdown: exports the remaining spans.
+            tracers: of calls, and of POSTs.
+            processor: exports their spans.
+            exporter: counts those that are exported.
             address: attributes of every POST.
         """
         from opentelemetry import trace  # noqa: PLC0415
         from opentelemetry.context import Context  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        self._calls = calls
-        self._attempts = attempts
-        self._shutdown = shutdown
+        self._calls, self._attempts = tracers
+        self._processor = processor
+        self._exporter = exporter
+        self.ended = 0  # spans that are to be exported
         self._extract = TraceContextTextMapPropagator().extract
         self._no_parent = Context()
         self._link = trace.Link
@@ -180,10 +212,24 @@ class _OpenTelemetry:
         if error is not None:
             span.set_status(self.failed)
         span.end(_nanoseconds(ended_at))
+        self.ended += 1
 
-    def close(self) -> None:
-        """Export the remaining spans, for a few seconds at most."""
-        self._shutdown()
+    async def close(self) -> None:
+        """Export the remaining spans. See Tracing.close."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._processor.shutdown()
+            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+        # A daemon thread: the end of the process waits for any other, however long a collector takes.
+        threading.Thread(target=shut_down, name="last-spans", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIME):
+                await done.wait()
+        if (count := self.ended - self._exporter.exported) > 0:
+            log.warning("spans not exported", count=count)
 
 
 class _Span:
@@ -203,6 +249,7 @@ class _Span:
         if code in SERVER_FAULTS:
             self._span.set_status(self._tracing.failed)
         self._span.end()
+        self._tracing.ended += bool(self.traceparent)
 
 
 def _nanoseconds(seconds: float) -> int:

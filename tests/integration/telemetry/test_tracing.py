@@ -1,6 +1,5 @@
 """Traces: spans of a real server, as a receiver of OpenTelemetry's protocol gets them."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -270,7 +269,7 @@ async def test_the_span_of_an_attempt_says_what_the_post_came_to_and_nothing_of_
 
     # when
     spans.attempt(TRACEPARENT, number, answer, 1_800_000_000.25, 1_800_000_000.5)
-    await asyncio.to_thread(spans.close)
+    await spans.close()
 
     # then
     [(_, span)] = tracing.spans
@@ -287,7 +286,7 @@ async def test_an_attempt_without_a_sampled_call_has_no_span(tracing: Receiver, 
     spans = start_tracing(os.environ, "https://stream.pointillist.com/event")
     assert spans is not None
     spans.attempt(traceparent, 1, Answer(200), 1.0, 2.0)
-    await asyncio.to_thread(spans.close)
+    await spans.close()
     assert tracing.spans == []
 
 
