@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random, SystemRandom
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import grpc
 
-from pointillist_destination.v1 import event_service_pb2, event_service_pb2_grpc
+from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb2, event_service_pb2_grpc
 from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.support.sandboxes import running_sandbox
@@ -53,15 +53,17 @@ async def connected(server: ServerProcess) -> AsyncIterator[Stub]:
         yield event_service_pb2_grpc.EventServiceStub(channel)
 
 
-async def send_one(stub: Stub, events: Events, number: int, **options: bool) -> event_service_pb2.Receipt:
-    """Send one event in a call of its own."""
+async def send_one(
+    stub: Stub, events: Events, number: int, *, deadline: float = DEADLINE, **options: bool
+) -> event_service_pb2.Receipt:
+    """Send one event in a call of its own, which ends after `deadline` seconds at the latest."""
     event = events.event(number)
     given = event_service_pb2.SendOptions(**options)
     if event.HasField("track"):
         request = event_service_pb2.TrackRequest(track=event.track, options=given)
-        return (await stub.Track(request, timeout=DEADLINE)).receipt
+        return (await stub.Track(request, timeout=deadline)).receipt
     identify = event_service_pb2.IdentifyRequest(identify=event.identify, options=given)
-    return (await stub.Identify(identify, timeout=DEADLINE)).receipt
+    return (await stub.Identify(identify, timeout=deadline)).receipt
 
 
 async def send_alone(stub: Stub, ledger: Ledger, server: ServerProcess, most: int) -> None:
@@ -79,8 +81,16 @@ async def send_alone(stub: Stub, ledger: Ledger, server: ServerProcess, most: in
         ledger.answered([number], int(receipt.outcome == event_service_pb2.OUTCOME_DUPLICATE))
 
 
-async def send_batches(stub: Stub, ledger: Ledger, server: ServerProcess, most: int) -> None:
-    """Send batches until the server is killed or event `most` was sent, a few of them ahead of their answers."""
+async def send_batches(stub: Stub, ledger: Ledger, server: ServerProcess, most: int, pause: float = 0.0) -> None:
+    """Send batches until the server is killed or event `most` was sent, a few of them ahead of their answers.
+
+    Args:
+        stub: of the server.
+        ledger: gives the events, and takes note of their answers.
+        server: which may be killed meanwhile.
+        most: the last event to send.
+        pause: seconds after each answer.
+    """
     call = stub.BatchSend()
     pending: deque[list[int]] = deque()
     first = 0
@@ -98,6 +108,7 @@ async def send_batches(stub: Stub, ledger: Ledger, server: ServerProcess, most: 
             assert answer.accepted + answer.duplicates == len(pending[0]), answer
             ledger.answered(pending.popleft(), answer.duplicates)
             first += 1
+            await asyncio.sleep(pause)
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter is grpc.aio's for a call that has ended
         if not server.is_killed:
             raise
@@ -154,7 +165,8 @@ class CrashRun:
                 self.seconds = time.monotonic() - start
                 progress(self)
             sandbox.behaviour = Behaviour()
-            await self._recover(sandbox, settings)
+            self.evidence.look_at_dead_letters(await recover(self.ledger, settings, self.environment))
+            self.evidence.take_from(sandbox)
         self.seconds = time.monotonic() - start
         return Verdict(self.ledger, self.evidence)
 
@@ -197,22 +209,36 @@ class CrashRun:
             assert server.is_running, "the server ended by itself:\n" + "\n".join(server.log)
             await server.kill()
 
-    async def _recover(self, sandbox: Sandbox, settings: Mapping[str, str]) -> None:
-        """The last life: no more faults."""
-        server = await ServerProcess.start(settings, self.environment)
-        try:
+
+async def recover(
+    ledger: Ledger, settings: Mapping[str, str], environment: Mapping[str, str], owed: Iterable[int] = ()
+) -> list[dead_letter_service_pb2.DeadLetter]:
+    """Run a server without further faults until its outbox is empty and a new event flows; gives its dead letters.
+
+    Args:
+        ledger: of the run.
+        settings: of the server.
+        environment: its further variables.
+        owed: events that are sent again first.
+    """
+    server = await ServerProcess.start(settings, environment)
+    try:
+        async with connected(server) as stub:
+            for number in owed:
+                ledger.repeated.add(number)
+                await send_one(stub, ledger.events, number)
+                ledger.answered([number])
             await drained(server)
-            async with connected(server) as stub:
-                self.ledger.sent += 1
-                fresh = self.ledger.sent
-                receipt = await send_one(stub, self.ledger.events, fresh, wait_for_delivery=True)
-                assert receipt.outcome == event_service_pb2.OUTCOME_DELIVERED
-                self.ledger.answered([fresh])
-            self.evidence.look_at_dead_letters(await server.dead_letters())
-            await server.stop()
-        finally:
-            await server.kill()
-        self.evidence.take_from(sandbox)
+            ledger.sent += 1
+            fresh = ledger.sent
+            receipt = await send_one(stub, ledger.events, fresh, wait_for_delivery=True)
+            assert receipt.outcome == event_service_pb2.OUTCOME_DELIVERED
+            ledger.answered([fresh])
+        letters = await server.dead_letters()
+        await server.stop()
+    finally:
+        await server.kill()
+    return letters
 
 
 async def drained(server: ServerProcess, deadline: float = DRAIN_DEADLINE) -> None:

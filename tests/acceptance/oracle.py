@@ -177,6 +177,36 @@ class Evidence:
         return known - len(self.delivered)
 
 
+@dataclass
+class Repeats:
+    """Deliveries of events that were delivered before: only a kill before the settlement may have caused one.
+
+    A life is that of one server process, from its start to its end.
+    """
+
+    within_a_life: set[int] = field(default_factory=set)
+    """Events that were delivered twice in one life."""
+    of_settled: set[int] = field(default_factory=set)
+    """Events that were delivered again although they were no longer in the outbox at the end of an earlier life."""
+    settled: set[int] = field(default_factory=set)
+    """Events that were delivered and were not in the outbox at the end of that life."""
+
+    def end_life(self, delivered: Iterable[int], pending: set[int]) -> None:
+        """Take note of a life.
+
+        Args:
+            delivered: each delivery of it, in order.
+            pending: the events that the outbox holds at its end.
+        """
+        seen: set[int] = set()
+        for number in delivered:
+            if number in seen:
+                self.within_a_life.add(number)
+            seen.add(number)
+        self.of_settled |= seen & self.settled
+        self.settled |= seen - pending
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A ledger and the evidence, held against each other."""

@@ -303,12 +303,6 @@ ATTACKS: dict[str, tuple[Callable[[grpc.aio.Channel, str], Awaitable[Codes]], se
 # -- all of it
 
 
-def memory_of(process: ServerProcess) -> int:
-    """KiB of memory that a process has now."""
-    status = Path(f"/proc/{process.process.pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
-
-
 @contextlib.asynccontextmanager
 async def honest_callers(address: str, evidence: Evidence) -> AsyncIterator[None]:
     """Have two honest callers send one event after another meanwhile."""
@@ -338,9 +332,9 @@ async def memory_once_given_back(server: ServerProcess, before: int) -> int:
     """What a server has in use some time after an attack, in KiB."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DEADLINE):
-            while memory_of(server) - before > MAX_MEMORY:  # noqa: ASYNC110  the kernel sets no event
+            while server.memory() - before > MAX_MEMORY:  # noqa: ASYNC110  the kernel sets no event
                 await asyncio.sleep(0.1)
-    return memory_of(server)
+    return server.memory()
 
 
 async def be_attacked(folder: Path) -> Evidence:
@@ -355,7 +349,7 @@ async def be_attacked(folder: Path) -> Evidence:
             for name in ("huge maps", "half-closed streams", "idle streams"):  # a leak grows each time, a pool once
                 await ATTACKS[name][0](channel, server.address)
             for _ in range(MAX_ROUNDS):
-                before = memory_of(server)
+                before = server.memory()
                 async with honest_callers(server.address, evidence):
                     for name, (attack, _) in ATTACKS.items():
                         evidence.codes[name] = await attack(channel, server.address)

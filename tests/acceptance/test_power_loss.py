@@ -33,6 +33,7 @@ from service.outbox.sqlite.write_ahead_log import CHECKPOINT_FRAMES
 from tests.acceptance.crashes import CrashRun, drawn_seed
 from tests.support.events import entry
 from tests.support.paths import PROJECT
+from tests.support.preloading import compiled, why_no_preloading
 from tests.support.sizes import sized
 
 POWER_CUTS = sized(3, 5)
@@ -45,13 +46,9 @@ MANY = 100_000  # more events than any of these tests has
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library to preload."""
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux and a C compiler (cc), for a library that sees what is synced")
-    path = tmp_path_factory.mktemp("library") / "synced.so"
-    source = Path(__file__).with_name("synced.c")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", path, source, "-ldl"], check=True)
-    return path
+    if (reason := why_no_preloading()) is not None:
+        pytest.skip(reason)
+    return compiled(Path(__file__).with_name("synced.c"), tmp_path_factory.mktemp("library"))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class ServerProcess:
     """Reads the log, so that the process never blocks on a full pipe."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     """The latest lines of its log."""
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    """Every line of its log at the levels `error` and `critical`."""
 
     @classmethod
     async def spawn(
@@ -118,6 +120,8 @@ class ServerProcess:
             except orjson.JSONDecodeError:
                 continue  # a traceback, or a library that writes to standard error by itself
             if isinstance(parsed, dict):
+                if parsed.get("level") in {"error", "critical"}:
+                    self.errors.append(parsed)
                 yield parsed
 
     async def _read_on(self) -> None:
@@ -160,6 +164,11 @@ class ServerProcess:
         await self.process.wait()
         if self.reading is not None:
             await self.reading
+
+    def memory(self, field: str = "VmRSS") -> int:
+        """KiB of memory that it has now, or another field of its status in /proc: VmHWM is the most that it had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:"))
 
     # -- its metrics and its dead letters
 

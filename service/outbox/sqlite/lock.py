@@ -42,8 +42,9 @@ class OutboxLock:
                 )
                 raise OutboxUnusableError(message)
             _lock(file, path, "by another name of the file")
-            os.truncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
+            with contextlib.suppress(OSError):  # informative only; if the disk fails, opening the file reports it
+                os.truncate(self.descriptor, 0)
+                os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
             self._held = stack.pop_all()
 
     def release(self) -> None:
