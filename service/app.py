@@ -20,6 +20,7 @@ from service.config.settings import Settings, effective
 from service.errors import OutboxUnavailableError
 from service.intake.callers import watch_callers
 from service.intake.certificates import watch_certificates
+from service.loopback import is_loopback
 from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.factory import check_role, open_outbox
@@ -34,7 +35,7 @@ from service.server.auth import Authenticator
 from service.server.calls import Calls
 from service.server.dead_letter_service import DeadLetterService
 from service.server.event_service import EventService
-from service.server.grpc_server import Server, exposure, is_loopback, listen, make_health_server, make_server
+from service.server.grpc_server import Server, exposure, listen, make_health_server, make_server
 from service.server.health import Health
 from service.telemetry.access_log import AccessLog
 from service.telemetry.logs import dropped_log_lines, set_log_level

@@ -15,6 +15,8 @@ from service.config.settings import load_settings
 from service.errors import SettingsError
 
 TIMEOUT = 3.0  # seconds
+DIRECT = (("grpc.enable_http_proxy", 0),)
+"""Channel options: no proxy, though gRPC would follow `grpc_proxy`, `https_proxy` and `http_proxy` to loopback too."""
 LIVENESS = "liveness"
 
 
@@ -25,7 +27,7 @@ def is_serving(address: str, name: str) -> bool:
         grpc.RpcError: nobody answers, or nobody who knows gRPC's health service and the name.
     """
     request = health_pb2.HealthCheckRequest(service=name)
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, DIRECT) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT)  # type: ignore[attr-defined]  # not in its stubs
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

@@ -16,6 +16,10 @@ from service.config.address import Listen, called_at
 from service.config.settings import load_settings
 from service.config.token import legal_token
 from service.errors import SettingsError, UnreadableFileError
+from service.loopback import is_loopback
+from service.probe import DIRECT
+
+PROXY = "grpc_proxy"  # lower case, as gRPC reads no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,15 @@ class Target:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of each call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    @property
+    def options(self) -> tuple[tuple[str, Any], ...]:
+        """Channel options: a proxy only if gRPC's own variable names one, and never on the way to loopback.
+
+        gRPC would follow `https_proxy` and `http_proxy` too: proxies for web pages, which lead out of the network.
+        """
+        host = called_at(Listen.parse(self.address)).host
+        return () if os.environ.get(PROXY) and not is_loopback(host) else DIRECT
 
 
 def find_target(given: str | None, ca_file: Path | None, token_file: Path | None) -> Target:
@@ -83,12 +96,13 @@ def _read(path: Path) -> bytes:
 def open_channel(target: Target) -> grpc.Channel:
     """A channel for calls that wait."""
     if target.certificates is None:
-        return grpc.insecure_channel(target.address)
-    return grpc.secure_channel(target.address, grpc.ssl_channel_credentials(target.certificates))
+        return grpc.insecure_channel(target.address, target.options)
+    return grpc.secure_channel(target.address, grpc.ssl_channel_credentials(target.certificates), target.options)
 
 
 def open_aio_channel(target: Target, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
     """A channel for the running event loop."""
+    options = (*target.options, *options)
     if target.certificates is None:
         return grpc.aio.insecure_channel(target.address, options=options)
     return grpc.aio.secure_channel(target.address, grpc.ssl_channel_credentials(target.certificates), options=options)

@@ -62,7 +62,8 @@ class Settings(BaseModel):
     """A PEM file of certificate authorities to trust besides the system's, for a proxy that inspects TLS."""
 
     api_proxy: ProxyUrl | None = Field(default=None, repr=False)
-    """An `http` or `https` proxy on the way to Pointillist. Without it, `HTTPS_PROXY` and `NO_PROXY` are respected."""
+    """An `http` or `https` proxy on the way to Pointillist. Without it, `HTTPS_PROXY` and `NO_PROXY` are
+    respected. Loopback is reached without one."""
 
     http_client: Literal["pyreqwest", "httpx2"] = "pyreqwest"
     """Which HTTP client sends records: `pyreqwest` is the fast one, `httpx2` the one that runs everywhere."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from service.errors import SettingsError
 from service.pointillist.answer import Answer
 from service.pointillist.http import idempotency_key
+from service.pointillist.proxy import proxy_for
 
 __all__ = ["HttpClient", "Pointillist", "connect", "idempotency_key"]
 
@@ -64,7 +65,8 @@ def connect(
         max_connections: how many idle connections are kept: as many as there are POSTs at a time, which the caller
             bounds. Nothing ever waits for a connection here.
         ca_file: certificates in PEM that are trusted besides the system's.
-        proxy: a proxy's address; None to follow HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
+        proxy: a proxy's address; None to follow HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. Loopback is reached
+            without one.
 
     Raises:
         SettingsError: the address, the file or the proxy cannot be used.
@@ -76,6 +78,7 @@ def connect(
         raise SettingsError("POINTILLIST_API_PROXY: not a proxy's address; one looks like http://host:3128")
     if ca_file is not None:
         _check_certificates(ca_file)
+    proxy = proxy_for(url, proxy)
     # Each library is imported only where it is used: httpx2 takes 0.15 s and some 20 MB.
     if client == "pyreqwest":
         from service.pointillist.pyreqwest_client import PyreqwestPointillist  # noqa: PLC0415  see above

@@ -6,8 +6,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
@@ -61,7 +59,7 @@ class Httpx2Pointillist:
             limits=httpx2.Limits(
                 max_connections=None, max_keepalive_connections=max_connections, keepalive_expiry=IDLE_TIME
             ),
-            proxy=proxy if proxy is not None else _environment_proxy(url),
+            proxy=proxy,
         )
 
     async def post(self, body: bytes, message_id: str) -> Answer:
@@ -142,13 +140,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             for part in error.exceptions:
                 yield from _causes(part)
         error = error.__cause__ or error.__context__
-
-
-def _environment_proxy(url: str) -> str | None:
-    """Give the proxy that the environment names for an address; httpx2's client would look it up, its transport not."""
-    parts = urlsplit(url)
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"

@@ -74,8 +74,8 @@ class PyreqwestPointillist:
             .user_agent(USER_AGENT)
             .default_headers({"Content-Type": "application/json"})
         )
-        if proxy is not None:
-            builder = builder.proxy(ProxyBuilder.all(proxy))
+        # Without `no_proxy` it would look for a proxy in the environment by itself.
+        builder = builder.no_proxy() if proxy is None else builder.proxy(ProxyBuilder.all(proxy))
         if ca_file is not None:
             builder = builder.add_root_certificate_pem(ca_file.read_bytes())
         self._client: Client = builder.build()

@@ -1,6 +1,5 @@
 """The gRPC servers: their options, TLS, health and reflection."""
 
-import ipaddress
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -14,6 +13,7 @@ from service.config.settings import Settings
 from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
 from service.intake.certificates import Certificates
+from service.loopback import is_loopback
 from service.server.auth import Authenticator
 from service.server.calls import abort
 from service.server.health import Health
@@ -141,11 +141,3 @@ def exposure(settings: Settings) -> list[str]:
     if settings.callers_file is None and settings.tls_client_ca_file is None:
         advice.append("whoever reaches it may call: set POINTILLIST_CALLERS_FILE or POINTILLIST_TLS_CLIENT_CA_FILE")
     return advice
-
-
-def is_loopback(host: str) -> bool:
-    """Return True if a host is reachable from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"

@@ -41,6 +41,24 @@ async def test_without_a_token_every_event_is_shown_delivered_and_it_serves_unti
         await kill(process)
 
 
+async def test_proxies_of_the_environment_are_not_asked() -> None:
+    # given proxies at which nobody answers
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        names = ("HTTP_PROXY", "http_proxy", "https_proxy", "grpc_proxy", "ALL_PROXY")
+        environ = PORTS | dict.fromkeys(names, url) | {"NO_PROXY": "", "no_proxy": ""}
+
+        # when
+        process = await start(module=MODULE, environ=environ | {"POINTILLIST_API_PROXY": url})
+        try:
+            lines = await read_until(process.stdout, "delivered")
+        finally:
+            await kill(process)
+
+    # then
+    assert "17 of 17 delivered" in lines
+
+
 async def test_an_outbox_that_is_kept_knows_the_events_the_second_time(tmp_path: Path) -> None:
     environ = PORTS | {"POINTILLIST_OUTBOX_URL": f"sqlite:///{tmp_path}/outbox.db"}
     said = []

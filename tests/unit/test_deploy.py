@@ -1,8 +1,10 @@
 """What is in deploy/, looked at by the real tools where they are there, and by what the service itself says."""
 
+import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -20,7 +22,8 @@ from service.server.health import LIVENESS
 from tests.support.commands import call
 from tests.support.monitoring import ALERTS, DASHBOARD, JOB, filled, metric_names, panels
 from tests.support.paths import DEPLOY, PROJECT
-from tests.support.sandboxes import TOKEN
+from tests.support.processes import environment
+from tests.support.sandboxes import TOKEN, running_sandbox
 from tests.support.server_processes import ServerProcess, settings_for
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is a development dependency")
@@ -335,6 +338,22 @@ def test_compose_gives_the_service_settings_that_fit_the_sandbox() -> None:
     assert settings.api_token is not None
     assert {settings.api_token.get_secret_value(), "0.0.0.0:8080"} <= set(sandbox["command"])
     assert parse_duration(service["stop_grace_period"]) > settings.shutdown_delay + settings.shutdown_grace
+
+
+async def test_the_health_check_of_the_sandbox_asks_no_proxy() -> None:
+    # given a sandbox, and a proxy at which nobody answers
+    async with running_sandbox() as sandbox:
+        with socket.create_server(("127.0.0.1", 0)) as proxy:
+            url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+
+            # when
+            _, _, option, code = COMPOSE["services"]["sandbox"]["healthcheck"]["test"]
+            code = code.replace("8080", str(sandbox.address[1]))
+            environ = environment({"http_proxy": url, "HTTP_PROXY": url, "NO_PROXY": "", "no_proxy": ""})
+            process = await asyncio.create_subprocess_exec(sys.executable, option, code, env=environ)
+
+            # then
+            assert await process.wait() == 0
 
 
 def test_prometheus_in_compose_scrapes_the_service_under_the_name_that_the_alerts_know() -> None:

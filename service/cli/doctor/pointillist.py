@@ -8,6 +8,7 @@ from service.cli.doctor.finding import Finding, Grade, count
 from service.config.settings import Settings
 from service.pointillist.answer import Answer
 from service.pointillist.client import connect
+from service.pointillist.proxy import proxy_for
 from service.relay.retry import Verdict, decide
 
 BODY = b"{}"  # a record of no event: whoever reads it has nothing to keep, and refuses it
@@ -22,7 +23,7 @@ def address_finding(settings: Settings) -> Finding:
     """Resolve the address of Pointillist, and connect to it."""
     parts = urlsplit(settings.api_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if settings.api_proxy is not None:
+    if proxy_for(settings.api_url, settings.api_proxy) is not None:
         return Finding("address", Grade.OK, f"{host} is reached through a proxy; only --probe can check more")
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}

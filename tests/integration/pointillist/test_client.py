@@ -559,13 +559,17 @@ async def test_the_proxy_of_the_environment_is_used_where_none_is_named(
     assert len(proxy.requests) == 1
 
 
-async def test_an_address_that_no_proxy_names_is_reached_without_one(
-    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", None])
+async def test_loopback_is_reached_without_a_proxy(
+    client: HttpClient, name: str | None, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(OK) as proxy, serving(OK) as server:
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        async with connected(client, server.url) as pointillist:
+        proxy_url = f"http://127.0.0.1:{proxy.port}"
+        if name is not None:
+            monkeypatch.setenv(name, proxy_url)
+        url = server.url.replace("127.0.0.1", host)
+        async with connected(client, url, proxy=None if name else proxy_url) as pointillist:
             assert await pointillist.post(b"{}", "id-1") == Answer(200)
     assert proxy.opened == 0
 

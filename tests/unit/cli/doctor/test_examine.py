@@ -161,6 +161,17 @@ def test_an_address_behind_a_proxy_is_not_asked_directly(tmp_path: Path) -> None
     assert "proxy" in found.text
 
 
+def test_an_address_behind_a_proxy_of_the_environment_is_not_asked_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
+
+    found = findings(tmp_path, "https://nowhere.invalid/event")["address"]
+
+    assert found.grade is Grade.OK
+    assert "proxy" in found.text
+
+
 def test_a_disk_below_its_floor_is_an_error(tmp_path: Path, api_url: str) -> None:
     floor = shutil.disk_usage(tmp_path).total
 
