@@ -103,7 +103,7 @@ def report(run: AnyRun, verdict: Verdict) -> int:
     console = Console(width=80)
     console.print(table(run, verdict))
     for kind, examples in verdict.faults.items():
-        console.print(f"{kind}: {examples}")
+        console.print(f"{kind}: {examples}", markup=False)
     if not verdict.evidence.duplicates:
         console.print("no delivery was repeated, so this run does not show that replay works")
     return 1 if verdict.faults or not verdict.evidence.duplicates else 0
