@@ -38,7 +38,7 @@ from tests.acceptance.crashes import (
 from tests.acceptance.oracle import Events, Evidence, Ledger, Repeats, Verdict
 from tests.support.faulty_disk import Fault, FaultyDisk, Mode
 from tests.support.sandboxes import running_sandbox
-from tests.support.server_processes import ServerProcess, settings_for
+from tests.support.server_processes import CALLER_GONE, ServerProcess, settings_for
 from tests.support.servers import failed
 from tests.support.waiting import DEADLINE, turns, until
 
@@ -55,7 +55,6 @@ MAX_ROOM = 256 * 1024  # bytes that a disk that is about to be full still takes
 SLOW_SYNC = (0.01, 0.3)  # seconds
 UNUSABLE = 2  # the exit code of a server that cannot open its outbox
 BAD_AT_START = "outbox "  # in its last line, before the file's name
-
 
 UNSETTLED = outbox.MAX_UNSETTLED_BYTES // 1024 + outbox.MAX_UNSETTLED  # KiB: their payloads, and an object for each
 MAX_GROWTH = UNSETTLED + tail.MAX_BYTES // 1024 + opening.CACHE_SIZE * 1024
@@ -203,8 +202,10 @@ class DiskFaultRun:
                 await asyncio.sleep(START_PAUSE)
         finally:
             await self._kill(server)
-        events = Counter(str(line["event"]) for line in server.errors)
-        self.misbehaviour.update({f"logged: {event}": count for event, count in events.items()})
+        logged = Counter(f"{line['event']}\n{line.get('exception', '')}".strip() for line in server.errors)
+        self.misbehaviour.update(
+            {f"logged: {line}": count for line, count in logged.items() if CALLER_GONE not in line}
+        )
         await self._end_life(sandbox)
 
     async def _serves(self, server: ServerProcess, deadline: float) -> bool:

@@ -24,6 +24,7 @@ MAX_LOG_LINE = 1024 * 1024  # bytes; a traceback is one line
 METRICS_INTERVAL = 0.02  # seconds between two scrapes
 LOG_LINES_KEPT = 200  # per process, shown when it fails
 PAGE_SIZE = 1000  # dead letters per page
+CALLER_GONE = "raised in core by servicer method"  # grpc's own error, of a status that a caller was no longer there for
 
 
 def settings_for(outbox: Path | str, sandbox: Sandbox, **settings: str) -> dict[str, str]:
