@@ -11,6 +11,7 @@ import pytest
 from service.outbox.sqlite.database import Database
 from service.sandbox.server import Behaviour
 from tests.acceptance.crashes import connected, send_one
+from tests.acceptance.disk_faults import UNUSABLE
 from tests.acceptance.oracle import Events
 from tests.support.faulty_disk import Fault, FaultyDisk, Mode
 from tests.support.preloading import why_no_preloading
@@ -18,7 +19,6 @@ from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import DEADLINE, until, until_blocking
 
-UNUSABLE = 2  # the exit code of a server that cannot open its outbox
 INSERT = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
