@@ -73,8 +73,7 @@ class CounterCheck:
 
     def restart(self) -> None:
         """Check everything again."""
-        self._stop_counting()
-        self._tables = list(TABLES)
+        self._tables, self._is_counting = list(TABLES), False
 
     def step(self, now: int) -> bool:
         """Count some rows; return True if a counter was wrong, and was repaired. `now` is in milliseconds.
@@ -98,6 +97,7 @@ class CounterCheck:
         return is_repaired
 
     def _start_counting(self, table: Table) -> None:
+        self._stop_counting()  # of an earlier start that failed halfway, or of a check that was begun again
         size = table.size.replace("payload", "old.payload")
         self._connection.execute("CREATE TEMP TABLE counted (up_to INTEGER, row_count INTEGER, size INTEGER)")
         self._connection.execute("INSERT INTO counted VALUES (0, 0, 0)")
@@ -109,9 +109,8 @@ class CounterCheck:
         self._is_counting = True
 
     def _stop_counting(self) -> None:
-        if self._is_counting:
-            self._connection.execute("DROP TRIGGER uncount")
-            self._connection.execute("DROP TABLE counted")
+        self._connection.execute("DROP TRIGGER IF EXISTS temp.uncount")
+        self._connection.execute("DROP TABLE IF EXISTS temp.counted")
         self._is_counting = False
 
     def _count(self, table: Table, now: int) -> bool:

@@ -102,6 +102,13 @@ async def test_a_time_of_the_window_in_the_future_counts_as_now(tmp_path: Path) 
         assert first.accepted_at == entry(0).accepted_at
 
 
+def test_a_check_whose_start_failed_halfway_starts_again(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "outbox.db", window=WINDOW, window_ids=40)) as database:
+        database._connection.execute("CREATE TEMP TABLE counted (left_over)")
+        while not database.counter_check.is_done:
+            assert not database.counter_check.step(NOW)
+
+
 def take(database: Database, name: str, number: int, put: int) -> int:
     """Make a change by its name; return the number of events put."""
     with database.transaction() as change:
