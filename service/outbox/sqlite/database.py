@@ -88,13 +88,12 @@ class Database:
         try:
             self._connection, self.log = open_database(path)
             self.leases = Leases(self._connection, lambda: self._next_id - 1)
-            self._page_size = int(self._one("PRAGMA page_size")[0])
             try:
+                self._page_size = int(self._one("PRAGMA page_size")[0])
                 self.counts = Counts(*self._one("SELECT events, bytes, seen, dead_letters FROM counter"))
                 self._next_id = 1 + max(self._newest_event(), self._newest_seen())
             except sqlite3.Error as error:
-                self._connection.close()
-                self.log.close()
+                self._close_files()
                 raise unusable(path, error) from error
         except BaseException:
             self._lock.release()
@@ -104,9 +103,12 @@ class Database:
 
     def close(self) -> None:
         """Close the file, which checkpoints the write-ahead log into it."""
+        self._close_files()
+        self._lock.release()
+
+    def _close_files(self) -> None:
         self._connection.close()
         self.log.close()
-        self._lock.release()
 
     # -- transactions
 
@@ -183,7 +185,8 @@ class Database:
         change.bytes += sum(len(row[4]) for row in rows)
         change.seen += fresh
         if self._prunes:
-            self._prune(change, len(rows), horizon)
+            with self._noting_damage():
+                self._prune(change, max(2 * len(rows), MIN_PRUNE), horizon)
         return ids
 
     def ack(self, stored: Sequence[Stored], change: Counts) -> None:
@@ -252,14 +255,6 @@ class Database:
 
     # -- the duplicate window
 
-    def _prune(self, change: Counts, inserted: int, horizon: int) -> None:
-        """Delete ids beyond the window's count, and some of those beyond its time, oldest first.
-
-        Up to twice as many as were inserted, so that an oversized window shrinks to its bound without a pause.
-        """
-        with self._noting_damage():
-            self._delete_seen(change, max(2 * inserted, MIN_PRUNE), horizon)
-
     @contextlib.contextmanager
     def _noting_damage(self) -> Iterator[None]:
         """Stop pruning if the window is damaged: this transaction fails, and the next ones, without, take its puts."""
@@ -271,7 +266,11 @@ class Database:
             log.error("duplicate window is damaged; message_ids are no longer evicted from it", why=why)  # noqa: TRY400
             raise
 
-    def _delete_seen(self, change: Counts, most: int, horizon: int) -> None:
+    def _prune(self, change: Counts, most: int, horizon: int) -> None:
+        """Delete up to `most` ids beyond the window's count, and some of those beyond its time, oldest first.
+
+        That is twice as many as are inserted, so that an oversized window shrinks to its bound without a pause.
+        """
         excess = self.counts.seen + change.seen - self._window_ids
         if excess > 0:
             gone = self._connection.execute(

@@ -86,7 +86,7 @@ class Leases:
             why = raise_unless_damage(error)
             ids = [row[0] for row in self._by_due(f"SELECT id {statement}", parameters)]
             rows = self._readable([id_ for id_ in ids if id_ not in leased][:limit], why)
-        return self._lease([row for row in rows if row[0] not in leased][:limit])
+        return self._lease(self._free(rows, limit))
 
     def _readable(self, ids: Sequence[int], why: str) -> list[Any]:
         """Read events one by one; those that cannot be read are passed over, and leased, until a restart."""
@@ -122,7 +122,7 @@ class Leases:
         """
         most = limit + self._leases_above()
         rows = self.damage.read(self._select_new, self.cursor, most, self._newest_id())
-        taken = rows if most == limit else [row for row in rows if row[0] not in self._leased][:limit]
+        taken = rows if most == limit else self._free(rows, limit)
         if len(taken) < limit and len(rows) < most:
             self.cursor = self._newest_id()
             self._has_leases_above = False
@@ -141,7 +141,11 @@ class Leases:
             raise_unless_damage(error)
             return []  # a damaged page is passed over from the other side
         self._has_leases_above = True
-        return self._lease([row for row in rows if row[0] not in self._leased][:limit])
+        return self._lease(self._free(rows, limit))
+
+    def _free(self, rows: Sequence[Row], limit: int) -> Sequence[Row]:
+        """Return the first rows of events that are not leased."""
+        return [row for row in rows if row[0] not in self._leased][:limit]
 
     def _leases_above(self) -> int:
         """Return the number of leases above the cursor, which a reader of new events skips."""
