@@ -1,9 +1,11 @@
-"""Making a message_id for an event that came without one."""
+"""Making a message_id for an event that came without one, and the digest of one."""
 
 import hashlib
 import os
 import time
 import uuid
+
+DIGEST_SIZE = 16  # bytes
 
 
 def new_message_id() -> str:
@@ -18,8 +20,13 @@ def derived_message_id(place: str, event: bytes) -> str:
 
     So a file that is sent again gives duplicates and not second events, whether or not its events had ids.
     """
-    digest = hashlib.blake2b(event, key=place.encode()[:64], digest_size=16).digest()
-    return _uuid(int.from_bytes(digest), version=8)
+    hashed = hashlib.blake2b(event, key=place.encode()[:64], digest_size=DIGEST_SIZE).digest()
+    return _uuid(int.from_bytes(hashed), version=8)
+
+
+def digest(message_id: str) -> bytes:
+    """Return the 16 bytes by which a store finds an event: the same size whatever callers send."""
+    return hashlib.blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest()
 
 
 def _uuid(value: int, *, version: int) -> str:

@@ -5,6 +5,7 @@ no longer waits.
 """
 
 import asyncio
+import base64
 import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from service.config.address import NatsServers
 from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
 
 API = "$JS.API"
+NOT_FOUND = 404  # an error of JetStream's API
 INBOX = "_INBOX."  # prefix of the subjects of responses
 REQUEST_TIMEOUT = 5.0  # seconds
 CONNECT_TIMEOUT = 5  # seconds
@@ -244,6 +246,36 @@ class Connection:
             description = fault.get("description", "no reason given")
             raise JetStreamError(fault.get("code", 0), fault.get("err_code", 0), description, UNREACHED_RETRY)
         return response
+
+    async def find(self, method: str, request: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Call a method of JetStream's API; return None if there is none of what it names.
+
+        Raises:
+            JetStreamError: the response is another error.
+            OutboxUnavailableError: there is no response.
+        """
+        try:
+            return await self.call_api(method, request)
+        except JetStreamError as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
+
+    async def find_message(self, stream: str, which: dict[str, Any]) -> tuple[bytes, bytes] | None:
+        """Return the headers and the body of a message in a stream, if there is one.
+
+        Args:
+            stream: its name.
+            which: `{"seq": …}`, or `{"last_by_subj": …}`.
+
+        Raises:
+            OutboxUnavailableError: JetStream does not answer.
+        """
+        response = await self.find(f"STREAM.MSG.GET.{stream}", which)
+        if response is None:
+            return None
+        headers, body = (base64.b64decode(response["message"].get(part, "")) for part in ("hdrs", "data"))
+        return headers, body
 
     async def flush(self) -> None:
         """Return once NATS has read everything that was sent.

@@ -1,18 +1,17 @@
 """The dead letters of an outbox on JetStream: a separate stream, read from end to end if a filter requires it."""
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from service.errors import JetStreamError, OutboxUnavailableError
 from service.outbox.base import UNREADABLE, DeadLetter, DeadLetterFilter, Replayed
-from service.outbox.jetstream.connection import UNREACHED_RETRY, Connection, Received
+from service.outbox.jetstream.connection import NOT_FOUND, UNREACHED_RETRY, Connection, Received
 from service.outbox.jetstream.headers import delivery_of, letter_of, matches, parse_headers, replay_headers
 from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller
-from service.outbox.jetstream.streams import NOT_FOUND, SECOND, Plan
+from service.outbox.jetstream.streams import SECOND, Plan
 
 READ_AT_ONCE = 200  # dead letters in memory at a time
 MAX_REQUESTS = 50  # concurrent requests for dead letters by their ids
@@ -108,14 +107,8 @@ class DeadLetterStream:
                     yield [letter for letter in letters if matches(letter, which)]
 
     async def _get(self, id_: int) -> DeadLetter | None:
-        try:
-            answer = await self._connection.call_api(f"STREAM.MSG.GET.{self._stream}", {"seq": id_})
-        except JetStreamError as error:
-            if error.code == NOT_FOUND:
-                return None
-            raise
-        headers, payload = (base64.b64decode(answer["message"].get(part, "")) for part in ("hdrs", "data"))
-        return letter_of(id_, parse_headers(headers), payload)
+        found = await self._connection.find_message(self._stream, {"seq": id_})
+        return None if found is None else letter_of(id_, parse_headers(found[0]), found[1])
 
     async def _read(self, after: int, newest: int) -> AsyncGenerator[list[DeadLetter], None]:
         """Yield all dead letters, some at a time. Between two pulls, other callers may read.

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import JetStreamError, OutboxUnavailableError, OutboxUnusableError
+from service.errors import OutboxUnavailableError, OutboxUnusableError
 from service.outbox.base import DeadLetterFilter
 from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess
 from service.outbox.jetstream.dead_letters import DeadLetterStream
@@ -13,7 +13,6 @@ from service.outbox.jetstream.publisher import Publisher
 from service.outbox.jetstream.state import StreamState, read_state
 from service.outbox.jetstream.streams import (
     CONSUMER,
-    NOT_FOUND,
     Plan,
     consumer_differences,
     stream_differences,
@@ -78,7 +77,7 @@ async def _inspect(connection: Connection, plan: Plan) -> Inspection:
         plan.letters_stream: f"STREAM.INFO.{plan.letters_stream}",
         f"consumer {CONSUMER}": f"CONSUMER.INFO.{plan.events_stream}.{CONSUMER}",
     }
-    found = {name: await _info(connection, method) for name, method in methods.items()}
+    found = {name: await connection.find(method) for name, method in methods.items()}
     events, letters, consumer = found.values()
     differences: list[str] = []
     for name, info, wanted in (
@@ -107,15 +106,6 @@ async def _inspect(connection: Connection, plan: Plan) -> Inspection:
         dead_letters=state.dead_letters,
         reasons=await _reasons(connection, plan) if state.dead_letters else (),
     )
-
-
-async def _info(connection: Connection, method: str) -> dict[str, Any] | None:
-    try:
-        return await connection.call_api(method)
-    except JetStreamError as error:
-        if error.code == NOT_FOUND:
-            return None
-        raise
 
 
 async def _reasons(connection: Connection, plan: Plan) -> tuple[tuple[str, int], ...]:

@@ -3,14 +3,12 @@
 JetStream drops a duplicate with its headers, and answers with the original's sequence number.
 """
 
-import base64
 from typing import Any
 
-from service.errors import JetStreamError
 from service.outbox.base import Attachment
 from service.outbox.jetstream.connection import Connection
 from service.outbox.jetstream.headers import ANSWER_TO, letter_of, message_id_of, parse_headers
-from service.outbox.jetstream.streams import NOT_FOUND, Plan
+from service.outbox.jetstream.streams import Plan
 
 
 class Originals:
@@ -42,10 +40,5 @@ class Originals:
 
     async def _get(self, stream: str, which: dict[str, Any]) -> dict[str, str] | None:
         """Return the headers of a message; None if it does not exist."""
-        try:
-            answer = await self._connection.call_api(f"STREAM.MSG.GET.{stream}", which)
-        except JetStreamError as error:
-            if error.code == NOT_FOUND:
-                return None
-            raise
-        return parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
+        found = await self._connection.find_message(stream, which)
+        return None if found is None else parse_headers(found[0])

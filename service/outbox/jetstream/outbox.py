@@ -16,7 +16,7 @@ from service.clock import Clock
 from service.errors import JetStreamError, OutboxClosedError, OutboxUnavailableError
 from service.outbox.base import Attachment, Entry, Pick, Refusal, Stats, Stored, Totals
 from service.outbox.capacity import DELAY, Bounds, Capacity, CapacityWaiters
-from service.outbox.jetstream.connection import INBOX, Connection, NatsAccess, Received
+from service.outbox.jetstream.connection import INBOX, NOT_FOUND, Connection, NatsAccess, Received
 from service.outbox.jetstream.dead_letters import DeadLetterStream, JetStreamDeadLetters
 from service.outbox.jetstream.headers import letter_headers
 from service.outbox.jetstream.leases import Leases, Settlement, parse_report
@@ -25,7 +25,7 @@ from service.outbox.jetstream.publisher import Message, Publisher
 from service.outbox.jetstream.puller import Puller, WaitingPull
 from service.outbox.jetstream.puts import Puts
 from service.outbox.jetstream.state import StreamState, read_state
-from service.outbox.jetstream.streams import CONSUMER, NOT_FOUND, Limits, Plan, ensure
+from service.outbox.jetstream.streams import CONSUMER, Limits, Plan, ensure
 
 REFRESH_INTERVAL = 1.0  # seconds between two reads of the streams' state
 MAX_HELD = 2.0  # seconds for which a received event that nobody fetches is kept from other replicas
@@ -215,7 +215,7 @@ class JetStreamOutbox:
     async def _publish(self, entries: Sequence[Entry]) -> list[int]:
         """Publish events with different message_ids; returns the sequence numbers of their originals, or 0."""
         self._refuse_when_full()
-        originals = await self._puts.publish(entries)
+        originals = await self._puts.publish(entries, self._now())
         count = originals.count(0)
         self.totals.commits += 1
         self.totals.committed_events += count

@@ -28,13 +28,13 @@ class Puts:
         self._refused: Callable[[float], OutboxUnavailableError] | None = None
         self._silent_since: float | None = None  # the first put since the last acknowledgement
 
-    async def publish(self, entries: Sequence[Entry]) -> list[int]:
-        """Publish events with different message_ids; return what Publisher.publish does.
+    async def publish(self, entries: Sequence[Entry], queued_at: int) -> list[int]:
+        """Publish events with different message_ids, queued at a time in milliseconds, as Publisher.publish does.
 
         Raises:
             OutboxUnavailableError: as Publisher.publish does.
         """
-        queued_at, answer_to = round(self._clock.corrected() * 1000), self._plan.deliveries_subject
+        answer_to = self._plan.deliveries_subject
         messages = [Message(entry.payload, entry_headers(entry, queued_at, answer_to)) for entry in entries]
         size = sum(len(entry.payload) for entry in entries)
         if self._silent_since is None:

@@ -1,14 +1,12 @@
 """The counts of the streams of an outbox on JetStream."""
 
-import base64
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from service.errors import JetStreamError
 from service.outbox.jetstream.connection import Connection
 from service.outbox.jetstream.headers import ACCEPTED_AT, parse_headers, whole
-from service.outbox.jetstream.streams import NOT_FOUND, Plan
+from service.outbox.jetstream.streams import Plan
 
 
 @dataclass(slots=True)
@@ -55,11 +53,9 @@ async def read_state(connection: Connection, plan: Plan, before: StreamState) ->
 
 async def _accepted_at(connection: Connection, plan: Plan, state: dict[str, Any]) -> int | None:
     """Return the acceptance time of the first event of the stream; None if it left meanwhile."""
-    try:
-        response = await connection.call_api(f"STREAM.MSG.GET.{plan.events_stream}", {"seq": state["first_seq"]})
-    except JetStreamError as error:
-        if error.code == NOT_FOUND:
-            return None
-        raise
-    headers = parse_headers(base64.b64decode(response["message"].get("hdrs", "")))
-    return whole(headers, ACCEPTED_AT, round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000))
+    first = await connection.find_message(plan.events_stream, {"seq": state["first_seq"]})
+    if first is None:
+        return None
+    return whole(
+        parse_headers(first[0]), ACCEPTED_AT, round(datetime.fromisoformat(state["first_ts"]).timestamp() * 1000)
+    )

@@ -6,12 +6,12 @@ events. A stream that this service created, as its metadata says, follows the se
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import structlog
 
 from service.errors import JetStreamError, OutboxUnusableError
+from service.events.message_id import digest
 from service.outbox.jetstream.connection import INBOX, Connection
 
 CONSUMER = "relay"
@@ -22,8 +22,6 @@ MIN_ACK_PENDING = 10_000  # of an operator's own consumer: must hold leases and 
 MIN_MESSAGE_SIZE = 64 * 1024  # bytes; an event with its headers is smaller
 SECOND = 1_000_000_000  # nanoseconds, JetStream's unit
 OURS = {"made-by": "pointillist-destination"}
-DIGEST_SIZE = 16  # bytes
-NOT_FOUND = 404
 MALFORMED = 400
 # Errors that do not pass by themselves: NATS has too little storage to reserve, or too few servers.
 PERMANENT = frozenset({10002, 10028, 10047, 10074})
@@ -67,8 +65,7 @@ class Plan:
 
     def letter_subject(self, message_id: str) -> str:
         """Return the subject of one, by which it is found."""
-        digest = blake2b(message_id.encode(), digest_size=DIGEST_SIZE).hexdigest()
-        return f"{self.prefix}.dead_letters.{digest}"
+        return f"{self.prefix}.dead_letters.{digest(message_id).hex()}"
 
     @property
     def deliveries_subject(self) -> str:
@@ -199,13 +196,8 @@ async def _consumer(connection: Connection, plan: Plan) -> dict[str, Any]:
 
 async def _find(connection: Connection, info: str) -> dict[str, Any] | None:
     """Return the configuration of a stream or consumer; None if it does not exist."""
-    try:
-        config: dict[str, Any] = (await connection.call_api(info))["config"]
-    except JetStreamError as error:
-        if error.code == NOT_FOUND:
-            return None
-        raise
-    return config
+    found = await connection.find(info)
+    return None if found is None else found["config"]
 
 
 async def _create(connection: Connection, method: str, request: dict[str, Any], info: str) -> dict[str, Any]:

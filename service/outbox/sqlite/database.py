@@ -8,13 +8,13 @@ once, executemany 64 times.
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from service.errors import OutboxUnavailableError
+from service.events.message_id import digest
 from service.outbox.base import Attachment, DeadLetter, Entry, Refusal, Stored
 from service.outbox.sqlite.counter_check import CounterCheck
 from service.outbox.sqlite.damage import raise_unless_damage
@@ -27,7 +27,6 @@ from service.outbox.sqlite.opening import open_database, unusable
 
 log = structlog.get_logger()
 
-DIGEST_SIZE = 16  # bytes
 CHUNKS = (128, 16, 1)  # rows per statement
 MIN_PRUNE = 256  # ids that may be pruned from the window in any transaction
 
@@ -57,10 +56,6 @@ INSERT_EVENT = {
 }
 COUNT_EVENT = {n: f"SELECT count(*), total(length(payload)) FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
 DELETE_EVENT = {n: f"DELETE FROM event WHERE id IN {_values(n, 1)}" for n in CHUNKS}  # noqa: S608
-
-
-def _digest(message_id: str) -> bytes:
-    return blake2b(message_id.encode(), digest_size=DIGEST_SIZE).digest()
 
 
 class Database:
@@ -166,12 +161,12 @@ class Database:
             has_expired = not self._prunes or self._has_expired(horizon)
         fresh = 0
         for chunk in chunked(rows):
-            digests = [_digest(row[1]) for row in chunk]
+            digests = [digest(row[1]) for row in chunk]
             if has_expired:
                 change.seen -= execute(FORGET_SEEN[len(chunk)], (horizon, *digests)).rowcount
             parameters: list[Any] = []
-            for row, digest in zip(chunk, digests, strict=True):
-                parameters += (row[0], digest, now)
+            for row, seen in zip(chunk, digests, strict=True):
+                parameters += (row[0], seen, now)
             fresh += execute(INSERT_SEEN[len(chunk)], parameters).rowcount
         if fresh == len(rows):
             ids = [row[0] for row in rows]
@@ -219,9 +214,8 @@ class Database:
 
     def find(self, message_id: str) -> Attachment:
         """Return the state of an event whose message_id is in the duplicate window."""
-        digest = _digest(message_id)
         found = self._connection.execute(
-            "SELECT message_id FROM seen JOIN event USING (id) WHERE digest = ?", (digest,)
+            "SELECT message_id FROM seen JOIN event USING (id) WHERE digest = ?", (digest(message_id),)
         ).fetchone()
         if found == (message_id,):  # after a restart an id may be that of another event
             return Attachment(is_new=False, is_pending=True)
@@ -248,9 +242,9 @@ class Database:
             INSERT_EVENT[1],
             (self._next_id, letter.message_id, letter.accepted_at, now, letter.payload, letter.traceparent),
         )
-        digest = _digest(letter.message_id)
-        if self._connection.execute("DELETE FROM seen WHERE digest = ?", (digest,)).rowcount:  # so that it is found
-            self._connection.execute(INSERT_SEEN[1], (self._next_id, digest, now))
+        seen = digest(letter.message_id)
+        if self._connection.execute("DELETE FROM seen WHERE digest = ?", (seen,)).rowcount:  # so that it is found
+            self._connection.execute(INSERT_SEEN[1], (self._next_id, seen, now))
         self._next_id += 1
 
     # -- the duplicate window

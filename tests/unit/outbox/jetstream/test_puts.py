@@ -14,6 +14,7 @@ from tests.support.clock import HandClock
 from tests.support.events import entries
 from tests.support.waiting import turns
 
+QUEUED_AT = 1_800_000_000_000  # milliseconds since the epoch
 LOST = OutboxUnavailableError("no acknowledgement", 1.0)
 
 
@@ -41,10 +42,10 @@ async def test_a_stream_that_does_not_acknowledge_for_five_seconds_takes_no_more
     puts = Puts(stream, Plan("P"), clock)  # type: ignore[arg-type]
 
     # given a put that fails for want of an acknowledgement, and another that waits
-    first = asyncio.ensure_future(puts.publish(entries(2)))
+    first = asyncio.ensure_future(puts.publish(entries(2), QUEUED_AT))
     await turns()
     clock.move(3.0)
-    second = asyncio.ensure_future(puts.publish(entries(1)))
+    second = asyncio.ensure_future(puts.publish(entries(1), QUEUED_AT))
     await turns()
     stream.end(LOST)
     with pytest.raises(OutboxUnavailableError):
@@ -71,7 +72,7 @@ async def test_a_stream_that_does_not_acknowledge_for_five_seconds_takes_no_more
 async def test_a_stream_that_answers_again_takes_events_though_no_put_waits() -> None:
     clock, stream = HandClock(), Stream()
     puts = Puts(stream, Plan("P"), clock)  # type: ignore[arg-type]
-    call = asyncio.ensure_future(puts.publish(entries(1)))
+    call = asyncio.ensure_future(puts.publish(entries(1), QUEUED_AT))
     await turns()
     stream.end(LOST)
     with pytest.raises(OutboxUnavailableError):
@@ -85,12 +86,12 @@ async def test_a_stream_that_answers_again_takes_events_though_no_put_waits() ->
 async def test_one_slow_acknowledgement_among_others_refuses_nothing() -> None:
     clock, stream = HandClock(), Stream()
     puts = Puts(stream, Plan("P"), clock)  # type: ignore[arg-type]
-    slow = asyncio.ensure_future(puts.publish(entries(1)))
+    slow = asyncio.ensure_future(puts.publish(entries(1), QUEUED_AT))
     await turns()
     held = stream.waiting.pop()
     for number in range(10):
         clock.move(1.0)
-        quick = asyncio.ensure_future(puts.publish(entries(1, first=number + 1)))
+        quick = asyncio.ensure_future(puts.publish(entries(1, first=number + 1), QUEUED_AT))
         await turns()
         stream.end()
         await quick
@@ -102,7 +103,7 @@ async def test_one_slow_acknowledgement_among_others_refuses_nothing() -> None:
 async def test_a_full_stream_is_not_asked_again_for_a_moment() -> None:
     clock, stream = HandClock(), Stream()
     puts = Puts(stream, Plan("P"), clock)  # type: ignore[arg-type]
-    call = asyncio.ensure_future(puts.publish(entries(1)))
+    call = asyncio.ensure_future(puts.publish(entries(1), QUEUED_AT))
     await turns()
     stream.end(OutboxFullError("the stream is full", 1.0))
     with pytest.raises(OutboxFullError):
