@@ -120,9 +120,9 @@ class Relay:
             self._dead_letter_log.write(now)
             if self._flow.state is not State.FLOWING:
                 self._give_back()
-            is_readable = await self._refill_if_readable(now)
+            await self._refill_if_readable(now)
             self._sender.wake()
-            await self._sleep(self._next_change(now) if is_readable else UNREADABLE_PAUSE)
+            await self._sleep(self._next_change(now) if self._is_readable else UNREADABLE_PAUSE)
 
     async def stop(self, grace: float) -> None:
         """Send nothing new; wait `grace` seconds for POSTs in flight, then leave their events to the next start."""
@@ -144,8 +144,8 @@ class Relay:
             while self._probes:
                 self._outbox.release(self._probes.pop())
 
-    async def _refill_if_readable(self, now: float) -> bool:
-        """Fill the windows; return False if the store could not be read: events are accepted and settled meanwhile."""
+    async def _refill_if_readable(self, now: float) -> None:
+        """Fill the windows, or note that the store cannot be read: events are accepted and settled meanwhile."""
         try:
             await self._refill(now)
         except OutboxUnavailableError as error:
@@ -153,9 +153,8 @@ class Relay:
             if self._is_readable:
                 log.error("cannot read the outbox; trying again", why=str(error))  # noqa: TRY400  no error of ours
             self._is_readable = False
-            return False
-        self._is_readable = True
-        return True
+        else:
+            self._is_readable = True
 
     async def _refill(self, now: float) -> None:
         """Fill the windows from the outbox, as far as the flow allows."""
