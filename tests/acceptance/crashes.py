@@ -17,7 +17,7 @@ from pointillist_destination.v1 import dead_letter_service_pb2, event_service_pb
 from service.sandbox.server import Behaviour, Sandbox
 from tests.acceptance.oracle import Events, Evidence, Ledger, Verdict
 from tests.support.sandboxes import running_sandbox
-from tests.support.server_processes import METRICS_INTERVAL, ServerProcess, settings_for
+from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import DEADLINE, until
 
 LONERS = 8  # clients with one event at a time
@@ -247,7 +247,5 @@ async def drained(server: ServerProcess, deadline: float = DRAIN_DEADLINE) -> No
     Raises:
         TimeoutError: it still did, `deadline` seconds later.
     """
-    async with asyncio.timeout(deadline):
-        while (waiting := (await server.metrics())["outbox_events"]) > 0:  # noqa: ASYNC110  another process counts
-            await asyncio.sleep(METRICS_INTERVAL)
+    waiting = (await server.until_metrics(lambda metrics: metrics["outbox_events"] <= 0, deadline))["outbox_events"]
     assert waiting == 0, f"the outbox says that it holds {waiting} events"

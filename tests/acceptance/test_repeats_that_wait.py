@@ -25,8 +25,6 @@ from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.servers import failure
 from tests.support.waiting import DEADLINE, until
 
-POLL = 0.02  # seconds between two scrapes
-
 
 async def send(server: ServerProcess, *, wait: bool = True) -> Outcome.ValueType:
     """Send the event; gives the outcome."""
@@ -37,9 +35,7 @@ async def send(server: ServerProcess, *, wait: bool = True) -> Outcome.ValueType
 
 async def until_counted(server: ServerProcess, outcome: str) -> None:
     """Wait until an event had an outcome at a server."""
-    async with asyncio.timeout(DEADLINE):
-        while not (await server.metrics()).get(f"events_total{{{outcome}}}"):  # noqa: ASYNC110  another process counts
-            await asyncio.sleep(POLL)
+    await server.until_metrics(lambda metrics: metrics.get(f"events_total{{{outcome}}}"))
 
 
 @pytest.fixture(params=["sqlite", "nats"])
@@ -123,9 +119,7 @@ async def test_a_repeat_of_an_event_that_was_delivered_meanwhile_is_a_duplicate(
     ):
         sandbox.behaviour = Behaviour()
         await until(lambda: sandbox.taken == 1, DEADLINE)
-        async with asyncio.timeout(DEADLINE):
-            while (await server.metrics())["outbox_events"]:  # noqa: ASYNC110  another process counts
-                await asyncio.sleep(POLL)
+        await server.until_metrics(lambda metrics: metrics["outbox_events"] == 0)
 
         # then
         assert await send(server) == OUTCOME_DUPLICATE

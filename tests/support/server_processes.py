@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,11 +185,22 @@ class ServerProcess:
                 found[f"{name}{{{label}}}" if label else name] = sample.value
         return found
 
+    async def until_metrics(
+        self, condition: Callable[[dict[str, float]], object], deadline: float = DEADLINE
+    ) -> dict[str, float]:
+        """Wait until the metrics meet a condition; returns them.
+
+        Raises:
+            TimeoutError: they still do not, `deadline` seconds later.
+        """
+        async with asyncio.timeout(deadline):
+            while not condition(found := await self.metrics()):  # noqa: ASYNC110  another process counts
+                await asyncio.sleep(METRICS_INTERVAL)
+        return found
+
     async def until_workers(self, count: int) -> None:
         """Wait until that many relay workers run."""
-        async with asyncio.timeout(DEADLINE):
-            while (await self.metrics())["relay_workers"] < count:  # noqa: ASYNC110  another process counts
-                await asyncio.sleep(METRICS_INTERVAL)
+        await self.until_metrics(lambda metrics: metrics["relay_workers"] >= count)
 
     async def dead_letters(self) -> list[dead_letter_service_pb2.DeadLetter]:
         """Every dead letter, page by page."""

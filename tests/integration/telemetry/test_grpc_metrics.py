@@ -1,9 +1,8 @@
 """The metrics of gRPC calls and of the loops, as Prometheus reads them from a real server."""
 
-import asyncio
 import hashlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -17,7 +16,6 @@ from service.telemetry.grpc_metrics import GrpcMetrics
 from tests.support.events import event, track
 from tests.support.sandboxes import TOKEN
 from tests.support.server_processes import ServerProcess, settings_for
-from tests.support.waiting import DEADLINE
 
 SERVICE = "pointillist_destination.v1.EventService"
 CALLER = "a-token-of-checkout"
@@ -35,14 +33,6 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
     yield process
     await process.kill()
     await sandbox.stop()
-
-
-async def metrics_once(server: ServerProcess, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-    """The metrics, as soon as they are so."""
-    async with asyncio.timeout(DEADLINE):
-        while not condition(found := await server.metrics()):
-            pass
-    return found
 
 
 async def test_calls_are_counted_by_method_and_code(server: ServerProcess) -> None:
@@ -68,7 +58,7 @@ async def test_calls_are_counted_by_method_and_code(server: ServerProcess) -> No
 
     # then
     ended = f"grpc_server_handled_total{{OK,BatchSend,{SERVICE},bidi_stream}}"
-    found = await metrics_once(server, lambda found: found[ended] == 1)
+    found = await server.until_metrics(lambda found: found[ended] == 1)
     unary, both = f"Track,{SERVICE},unary", f"BatchSend,{SERVICE},bidi_stream"
     assert {
         name: found[f"grpc_server_{name}"]
@@ -103,12 +93,12 @@ async def test_the_heart_of_each_loop_beats_until_the_process_is_stuck(server: S
     hearts = [f"heartbeat_total{{{loop}}}" for loop in ("relay", "writer", "health")]
     first = await server.metrics()
     # when it works
-    later = await metrics_once(server, lambda found: all(found[heart] > first[heart] for heart in hearts))
+    later = await server.until_metrics(lambda found: all(found[heart] > first[heart] for heart in hearts))
     # when it stands still for as long as it takes to see that
     server.process.send_signal(signal.SIGSTOP)
     server.process.send_signal(signal.SIGCONT)
     # then it goes on after
-    await metrics_once(server, lambda found: all(found[heart] > later[heart] for heart in hearts))
+    await server.until_metrics(lambda found: all(found[heart] > later[heart] for heart in hearts))
 
 
 def test_the_buckets_of_the_histogram_add_up() -> None:

@@ -27,6 +27,13 @@ async def fill(path: Path, count: int) -> None:
             await outbox.put(entries(min(500, count - first), first=first))
 
 
+async def put_back(path: Path, clock: HandClock) -> None:
+    """Try the first thousand events, have them await redelivery, and close the file."""
+    async with opened(path, clock) as outbox:
+        for stored in await outbox.fetch(1000):
+            outbox.nak(stored, 0.0)
+
+
 def overwrite(path: Path, number: int) -> None:
     """Overwrite a page of SQLite; the first is number 1."""
     with path.open("r+b") as file:
@@ -109,9 +116,7 @@ async def test_events_that_await_redelivery_on_a_damaged_page_are_passed_over(tm
     # given
     path, clock = tmp_path / "outbox.db", HandClock()
     await fill(path, 1000)
-    async with opened(path, clock) as outbox:
-        for stored in await outbox.fetch(1000):
-            outbox.nak(stored, 0.0)
+    await put_back(path, clock)
     overwrite(path, page_of_event(path, "m-500"))
 
     # when
@@ -128,9 +133,7 @@ async def test_a_damaged_index_of_due_times_is_rebuilt(tmp_path: Path, pick: Pic
     # given
     path, clock = tmp_path / "outbox.db", HandClock()
     await fill(path, 2000)
-    async with opened(path, clock) as outbox:
-        for stored in await outbox.fetch(1000):
-            outbox.nak(stored, 0.0)
+    await put_back(path, clock)
     overwrite(path, last_page(path, "event_due"))
 
     # when
