@@ -24,8 +24,8 @@ from service.loopback import is_loopback
 from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
 from service.outbox.factory import check_role, open_outbox
-from service.relay.factory import make_sender
-from service.relay.flow import Cause, Flow, State
+from service.relay.factory import make_sender, report_flow
+from service.relay.flow import Flow
 from service.relay.passed_setup import PassedSetup
 from service.relay.relay import Relay
 from service.relay.worker_pool import WorkerPool
@@ -35,11 +35,12 @@ from service.server.auth import Authenticator
 from service.server.calls import Calls
 from service.server.dead_letter_service import DeadLetterService
 from service.server.event_service import EventService
-from service.server.grpc_server import Server, exposure, listen, make_health_server, make_server
+from service.server.grpc_server import Server, exposure, make_health_server, make_server
 from service.server.health import Health
+from service.server.listener import Listener
 from service.telemetry.access_log import AccessLog
 from service.telemetry.logs import dropped_log_lines, set_log_level
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import ListenerName, Metrics
 from service.telemetry.metrics_server import MetricsServer, start_metrics_server
 from service.telemetry.tracing import Tracing, start_tracing
 
@@ -47,14 +48,6 @@ HEARTBEAT_INTERVAL = 0.5  # seconds between the heartbeats of a loop that has no
 QUIET_BEFORE_STOP = 0.2  # seconds in which calls that gRPC has queued get their UNAVAILABLE, and not its CANCELLED
 WAITING_SHARE = 0.1  # of all calls may wait for a delivery, so that those of an outage do not shut out the others
 LAST_ANSWERS_GRACE = 0.5  # seconds for the last answers to leave, after their calls have ended
-
-ADVICE = {
-    Cause.SETUP: "check the API token and POINTILLIST_API_URL; the events are kept, and one at a time is tried",
-    Cause.REFUSALS: "Pointillist refuses every event: check the token, the mapping and POINTILLIST_API_URL;"
-    " then pointillist-destination dead-letters replay --all",
-    Cause.OUTAGE: "Pointillist cannot be reached or fails; the events are kept, and one at a time is tried",
-    Cause.DEAD_LETTERS_FULL: "replay or delete dead letters, or raise POINTILLIST_DEAD_LETTER_MAX_EVENTS",
-}
 
 log = structlog.get_logger()
 
@@ -68,7 +61,7 @@ class _Parts:
     service: EventService
     health: Health
     calls: tuple[Calls, ...]
-    server: Server
+    server: Listener
     metrics: Metrics
     metrics_server: MetricsServer
     reloader: Reloader
@@ -97,6 +90,7 @@ class App:
             )
         self._stop = asyncio.Event()
         self._reloader: Reloader | None = None
+        self._listeners: list[Listener] = []
         self.grpc_listen: Listen | None = None
         """The address of the gRPC port, once it serves."""
 
@@ -128,8 +122,9 @@ class App:
                 parts.outbox.watch(),
             )
             watching = [asyncio.create_task(loop) for loop in loops]
-            await parts.health.refresh()
             await parts.server.start()
+            watching += [asyncio.create_task(listener.run()) for listener in self._listeners]
+            await parts.health.refresh()
             _log_settings(self._settings)
             metrics_listen = str(parts.metrics_server.listen or "off")
             log.info("serving", address=str(self.grpc_listen), metrics=metrics_listen)
@@ -171,7 +166,7 @@ class App:
         flow = Flow(
             max(1, settings.max_concurrency // settings.relay_replicas),
             random.random,
-            lambda flow: _report(flow, metrics),
+            lambda flow: report_flow(flow, metrics),
             has_passed=has_passed,
         )
         sender = make_sender(
@@ -204,32 +199,38 @@ class App:
             most_waiting=max(1, round(settings.max_calls * WAITING_SHARE)),
         )
         health = Health(
-            why_dead=outbox.broken,
-            why_not_ready=(lambda: _reason(outbox.full())) if role.accepts else outbox.unreachable,
+            why_dead=lambda: outbox.broken() or self._silent(),
+            why_not_ready=(
+                (lambda: _reason(outbox.full()) or self._silent())
+                if role.accepts
+                else (lambda: outbox.unreachable() or self._silent())
+            ),
             is_getting_through=(
                 (lambda: flow.is_getting_through(clock.steady()) and relay.is_able) if role.relays else None
             ),
             accepts=role.accepts,
-            beat=lambda: _beat_health(outbox, metrics),
+            beat=lambda: self._beat_health(outbox, metrics),
         )
         calls = self._calls(clock, metrics, tracing)
         operators = calls.with_own_bound()
         dead_letters = DeadLetterService(dead_letters=outbox.dead_letters, mapping=self._mapping.current)
-        server = make_server(
-            [
-                *([event_service.handlers(service, calls)] if role.accepts else ()),
-                dead_letter_service.handlers(dead_letters, operators),
-            ],
-            [*([event_service.SERVICE_NAME] if role.accepts else ()), dead_letter_service.SERVICE_NAME],
-            health,
-            reflect=settings.reflection,
-            authenticator=calls.authenticator,
+        handlers = [
+            *([event_service.handlers(service, calls)] if role.accepts else ()),
+            dead_letter_service.handlers(dead_letters, operators),
+        ]
+        names = [*([event_service.SERVICE_NAME] if role.accepts else ()), dead_letter_service.SERVICE_NAME]
+        server = self._listener(
+            "grpc",
+            lambda: make_server(
+                handlers, names, health, reflect=settings.reflection, authenticator=calls.authenticator
+            ),
+            metrics,
+            stack,
         )
-        stack.push_async_callback(server.stop, LAST_ANSWERS_GRACE)
-        self.grpc_listen = listen(server, "POINTILLIST_GRPC_LISTEN", settings.grpc_listen, self._certificates)
+        self.grpc_listen = server.bind("POINTILLIST_GRPC_LISTEN", settings.grpc_listen, self._certificates)
         metrics_server = start_metrics_server(settings.metrics_listen, metrics)
         stack.callback(metrics_server.stop)
-        await self._serve_health(health, stack)
+        await self._serve_health(health, metrics, stack)
 
         def changed() -> None:
             if setup.has_changed():
@@ -247,16 +248,29 @@ class App:
         )
         return _Parts(outbox, relay, service, health, (calls, operators), server, metrics, metrics_server, reloader)
 
-    async def _serve_health(self, health: Health, stack: contextlib.AsyncExitStack) -> None:
+    async def _serve_health(self, health: Health, metrics: Metrics, stack: contextlib.AsyncExitStack) -> None:
         """Serve health on a port of its own, where the settings name one."""
         address = self._settings.health_listen
         if address is None:
             return
-        server = make_health_server(health)
-        stack.push_async_callback(server.stop, 0)
-        bound = listen(server, "POINTILLIST_HEALTH_LISTEN", address)
-        await server.start()
+        listener = self._listener("health", lambda: make_health_server(health), metrics, stack)
+        bound = listener.bind("POINTILLIST_HEALTH_LISTEN", address)
+        await listener.start()
         log.info("health server listening", address=str(bound))
+
+    def _listener(
+        self, name: ListenerName, make: Callable[[], Server], metrics: Metrics, stack: contextlib.AsyncExitStack
+    ) -> Listener:
+        """Make a listener, which `run` watches and `stack` stops."""
+        listener = Listener(name, make, metrics.listener_restarts[name].inc)
+        metrics.follow_listener(name, lambda: listener.is_listening)
+        self._listeners.append(listener)
+        stack.push_async_callback(listener.stop, LAST_ANSWERS_GRACE)
+        return listener
+
+    def _silent(self) -> str | None:
+        """Return a reason while a listener takes no calls."""
+        return None if all(listener.is_listening for listener in self._listeners) else "a gRPC server has ended"
 
     def _calls(self, clock: Clock, metrics: Metrics, tracing: Tracing | None) -> Calls:
         """Build the wrapper of every call: it authenticates, counts, logs and traces."""
@@ -281,6 +295,10 @@ class App:
 
     # -- running
 
+    def _beat_health(self, outbox: OpenOutbox, metrics: Metrics) -> None:
+        metrics.heartbeats["health"].inc()
+        metrics.ready.set(outbox.full() is None and self._silent() is None)
+
     async def _relay(self, parts: _Parts) -> None:
         """Relay until the relay is stopped; in a role that does not, wait until cancelled."""
         if self._role.relays:
@@ -298,11 +316,6 @@ class App:
 
 def _reason(error: OutboxUnavailableError | None) -> str | None:
     return None if error is None else error.reason
-
-
-def _beat_health(outbox: OpenOutbox, metrics: Metrics) -> None:
-    metrics.heartbeats["health"].inc()
-    metrics.ready.set(outbox.full() is None)
 
 
 async def _wake_relay(relay: Relay) -> None:
@@ -333,23 +346,7 @@ def _log_settings(settings: Settings) -> None:
         log.warning("other machines can reach the gRPC port", address=str(settings.grpc_listen), advice=advice)
 
 
-def _report(flow: Flow, metrics: Metrics) -> None:
-    """Show a change of the relay's state in the log and the metrics."""
-    metrics.relay_state.state(flow.state.value)
-    if flow.state is State.FLOWING:
-        log.info("relay resumed")
-    elif flow.cause is not None:
-        metrics.pauses[flow.cause.value].inc()
-        log.warning(
-            "relay paused",
-            state=flow.state.value,
-            cause=flow.cause.value,
-            answer=flow.answer,
-            advice=ADVICE[flow.cause],
-        )
-
-
-def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clock: SystemClock) -> None:
+def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clock: Clock) -> None:
     """Connect the gauges to the parts that they read."""
     metrics.log_lines_dropped.set_function(dropped_log_lines)
     metrics.outbox_events.set_function(lambda: outbox.stats().events)

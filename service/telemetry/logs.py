@@ -6,13 +6,20 @@ Code that logs uses `structlog.get_logger()`.
 import json
 import logging
 import sys
-from typing import TextIO, cast
+import time
+import traceback
+from collections.abc import Callable
+from typing import Final, TextIO, cast
 
 import orjson
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
 from service.telemetry.log_writer import LogWriter
+
+NO_INPUT: Final = ("grpc._cython.cygrpc", "asyncio")  # loggers whose records repeat what callers sent
+MAX_LIBRARY_LINES: Final = 5  # a second, of each of them
+MAX_LIBRARY_TEXT: Final = 200  # characters of a record
 
 log = structlog.get_logger()
 
@@ -67,6 +74,8 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))
     logging.captureWarnings(capture=True)
+    for name in NO_INPUT:
+        logging.getLogger(name).filters[:] = [_NoInput()]
 
 
 def set_log_level(level: str) -> None:
@@ -88,6 +97,46 @@ def flush_logs() -> None:
 def dropped_log_lines() -> int:
     """Return the number of lines that could not be written since logging was configured."""
     return sum(handler.stream.dropped for handler in _handlers())
+
+
+class _NoInput(logging.Filter):
+    """Keeps a caller's bytes out of the records of libraries that repeat them: an error's type and place are left.
+
+    grpc.aio logs metadata and paths that are not UTF-8 with the bytes themselves, tokens included, and asyncio repeats
+    such an error where it ended a task. Above an allowance a second, records are dropped and counted.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._second = -1
+        self._left = 0
+        self._suppressed = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the text of a record, or drop it."""
+        second = int(self._now())
+        if second != self._second:
+            self._second, self._left = second, MAX_LIBRARY_LINES
+        if not self._left:
+            self._suppressed += 1
+            return False
+        self._left -= 1
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(record.msg, BaseException):
+            error, text = record.msg, "failed"
+        else:
+            text = record.getMessage().partition("\n")[0][:MAX_LIBRARY_TEXT]
+        if error is not None:
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+            text = f"{text}: {type(error).__name__}{place}"
+        record.msg = text
+        if self._suppressed:
+            record.msg += f" ({self._suppressed} such lines left out before)"
+            self._suppressed = 0
+        record.args, record.exc_info, record.exc_text, record.stack_info = (), None, None, None
+        return True
 
 
 class _Handler(logging.StreamHandler[LogWriter]):

@@ -20,6 +20,7 @@ PauseReason = Literal["setup", "refusals", "outage", "dead_letters_full"]
 RelayState = Literal["flowing", "probing", "paused"]
 ReloadOutcome = Literal["taken_up", "refused"]
 Loop = Literal["relay", "writer", "health"]
+ListenerName = Literal["grpc", "health"]
 
 _DEAD_LETTER_REASONS: Final[dict[str, DeadLetterReason]] = {name: name for name in get_args(DeadLetterReason)}
 _ANSWER_CLASSES: Final[dict[str, AnswerClass]] = {name: name for name in get_args(AnswerClass)}
@@ -84,6 +85,18 @@ class Metrics:
             registry=self.registry,
         )
         self.ready = self._gauge("ready", "1 while new events are accepted, 0 otherwise.")
+        self._listening = Gauge(
+            "pointillist_destination_listening",
+            "1 while a gRPC listener takes calls, 0 otherwise.",
+            ["listener"],
+            registry=self.registry,
+        )
+        self.listener_restarts: dict[ListenerName, Counter] = self._counters(
+            "listener_restarts_total",
+            "gRPC servers that ended by themselves and were made again, by listener.",
+            "listener",
+            ListenerName,
+        )
         self.outbox_events = self._gauge("outbox_events", "Pending events in the outbox.")
         self.outbox_bytes = self._gauge(
             "outbox_bytes", "Serialized size of the pending events in bytes; on NATS, the size of its stream."
@@ -153,6 +166,10 @@ class Metrics:
             states=get_args(RelayState),
             registry=self.registry,
         )
+
+    def follow_listener(self, name: ListenerName, is_listening: Callable[[], bool]) -> None:
+        """Expose whether a listener takes calls; a listener that this server does not have has no series."""
+        self._listening.labels(name).set_function(is_listening)
 
     def leave_out(self, loop: Loop) -> None:
         """Remove the heartbeat of a loop that this server does not run: a constant one would mean that it is stuck."""

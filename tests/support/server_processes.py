@@ -57,12 +57,16 @@ class ServerProcess:
     address: str = ""
     """Of its gRPC server, once it serves."""
     metrics_url: str = ""
+    health_address: str = ""
+    """Of its server of health alone, where it has one."""
     is_killed: bool = False
     """True once it was sent SIGKILL; calls may fail from then on."""
     reading: asyncio.Task[None] | None = None
     """Reads the log, so that the process never blocks on a full pipe."""
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     """The latest lines of its log."""
+    log_bytes: int = 0
+    """Of all that it has logged."""
     errors: list[dict[str, Any]] = field(default_factory=list)
     """Every line of its log at the levels `error` and `critical`."""
 
@@ -116,6 +120,7 @@ class ServerProcess:
         assert self.process.stderr is not None
         while line := await self.process.stderr.readline():
             self.log.append(line.decode(errors="replace").rstrip())
+            self.log_bytes += len(line)
             try:
                 parsed = orjson.loads(line)
             except orjson.JSONDecodeError:
@@ -123,6 +128,8 @@ class ServerProcess:
             if isinstance(parsed, dict):
                 if parsed.get("level") in {"error", "critical"}:
                     self.errors.append(parsed)
+                if parsed.get("event") == "health server listening":
+                    self.health_address = parsed["address"]
                 yield parsed
 
     async def _read_on(self) -> None:

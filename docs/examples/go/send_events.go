@@ -27,6 +27,7 @@ import (
 )
 
 const (
+	// Canceled, where we did not cancel, is a connection that broke: its calls may have been stored or not.
 	resumesMost = 60          // in a row, without an answer between them
 	resumeDelay = time.Second // where the server does not say
 	bad         = 41          // the index of the event that nobody is the user of
@@ -62,7 +63,7 @@ func sendBatches(
 			continue
 		}
 		resumes++
-		if status.Code(err) != codes.Unavailable || resumes > resumesMost {
+		if code := status.Code(err); (code != codes.Unavailable && code != codes.Canceled) || resumes > resumesMost {
 			return err
 		}
 		time.Sleep(delay)

@@ -19,6 +19,8 @@ from google.rpc import error_details_pb2
 from pointillist_destination.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 
 SERVICE_CONFIG = Path(__file__).parents[3] / "deploy" / "service-config.json"
+# CANCELLED, where we did not cancel, is a connection that broke: the calls on it may have been stored or not.
+RESUMABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 MAX_RESUMES = 60  # in a row, without an answer between them
 RESUME_DELAY = 1.0  # seconds, where the server does not say
 BAD = 41  # the index of the event that nobody is the user of
@@ -48,7 +50,7 @@ def send_batches(
                 yield answer
         except grpc.RpcError:
             resumes += 1
-            if stream.code() is not grpc.StatusCode.UNAVAILABLE or resumes > MAX_RESUMES:
+            if stream.code() not in RESUMABLE or resumes > MAX_RESUMES:
                 raise
             pushback = dict(stream.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
             time.sleep(RESUME_DELAY if pushback is None else int(pushback) / 1000)

@@ -32,6 +32,9 @@ class EventServiceStub:
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     def __init__(self, channel):
@@ -64,6 +67,9 @@ class EventServiceServicer:
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     def Identify(self, request, context):
@@ -124,6 +130,9 @@ class EventService:
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     @staticmethod

@@ -33,6 +33,9 @@ class EventServiceStub:
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     @_typing.overload
@@ -59,6 +62,9 @@ class EventServiceAsyncStub(EventServiceStub):
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -81,6 +87,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     google.rpc.ErrorInfo with the domain "pointillist-destination". INVALID_ARGUMENT also has a google.rpc.BadRequest with
     one violation per broken rule. Errors after which a retry makes sense have a google.rpc.RetryInfo; its delay is repeated
     in the trailing metadata as grpc-retry-pushback-ms.
+
+    UNAVAILABLE without an ErrorInfo, and CANCELLED of a call that its caller did not cancel, come from a connection that
+    broke: the event may be stored or not. Send it again with the same message_id, at once; it is never stored twice.
     """
 
     @_abc_1.abstractmethod

@@ -133,9 +133,50 @@ def test_exceptions_of_libraries_have_the_same_form(stream: io.StringIO) -> None
     try:
         Path("/nonexistent").stat()
     except OSError:
-        logging.getLogger("asyncio").exception("task died")
+        logging.getLogger("some.library").exception("task died")
     (line,) = lines(stream)
     assert "FileNotFoundError: " in line["exception"]
+
+
+@pytest.mark.parametrize("name", ["grpc._cython.cygrpc", "asyncio"])
+def test_records_that_would_repeat_what_a_caller_sent_keep_their_kind_and_nothing_else(
+    stream: io.StringIO, name: str
+) -> None:
+    # given
+    configure_logging("info", "json", stream)
+    logger = logging.getLogger(name)
+
+    # when
+    try:
+        b"Bearer a-secret-token\xff".decode()
+    except UnicodeDecodeError as error:
+        logger.error("Task exception was never retrieved\nfuture: %r", error, exc_info=error)
+        logger.exception(error)  # noqa: TRY401  as grpc.aio does
+
+    # then
+    first, second = lines(stream)
+    assert first["event"].startswith("Task exception was never retrieved: UnicodeDecodeError at ")
+    assert second["event"].startswith("failed: UnicodeDecodeError at ")
+    assert "token" not in stream.getvalue()
+
+
+def test_a_flood_of_such_records_is_cut_and_counted(stream: io.StringIO) -> None:
+    # given
+    now = 0.0
+    configure_logging("info", "json", stream)
+    [limit] = logging.getLogger("asyncio").filters
+    assert isinstance(limit, logging.Filter)
+    limit._now = lambda: now  # type: ignore[attr-defined]
+
+    # when
+    for _ in range(1000):
+        logging.getLogger("asyncio").error("a flood")
+    now = 1.0
+    logging.getLogger("asyncio").error("a flood")
+
+    # then
+    written = [line["event"] for line in lines(stream)]
+    assert written == ["a flood"] * 5 + ["a flood (995 such lines left out before)"]
 
 
 def test_python_warnings_have_the_same_form(stream: io.StringIO) -> None:

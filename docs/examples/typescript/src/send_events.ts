@@ -24,6 +24,8 @@ import {
 } from "../gen/pointillist_destination/v1/event_service_pb.js";
 import { clientOf } from "./client.js";
 
+// CANCELLED, where we did not cancel, is a connection that broke: its calls may have been stored or not.
+const RESUMABLE = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
 const RESUMES_MOST = 60; // in a row, without an answer between them
 const RESUME_DELAY = 1000; // milliseconds, where the server does not say
 const BAD = 41; // the index of the event that nobody is the user of
@@ -58,7 +60,7 @@ async function* sendBatches(client: grpc.Client, batches: BatchSendRequest[]): A
     } catch (error) {
       const { code, metadata } = error as grpc.ServiceError;
       resumes += 1;
-      if (code !== grpc.status.UNAVAILABLE || resumes > RESUMES_MOST) {
+      if (!RESUMABLE.includes(code) || resumes > RESUMES_MOST) {
         throw error;
       }
       const [pushback] = metadata.get("grpc-retry-pushback-ms");

@@ -17,8 +17,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
 import java.util.Deque;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
@@ -40,6 +42,9 @@ import pointillist_destination.v1.EventServiceOuterClass.TrackRequest;
  * the first batch that was not answered. Each event has a message_id, so that whatever is sent twice is taken once.
  */
 public final class SendEvents {
+  // CANCELLED, where we did not cancel, is a connection that broke: its calls may have been stored or not.
+  private static final Set<Status.Code> RESUMABLE =
+      EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.CANCELLED);
   private static final int RESUMES_MOST = 60; // in a row, without an answer between them
   private static final long RESUME_DELAY = 1000; // milliseconds, where the server does not say
   private static final int BAD = 41; // the index of the event that nobody is the user of
@@ -104,7 +109,7 @@ public final class SendEvents {
       if (unanswered.size() < before) {
         resumes = 0;
       }
-      if (Status.fromThrowable(error).getCode() != Status.Code.UNAVAILABLE || resumes > RESUMES_MOST) {
+      if (!RESUMABLE.contains(Status.fromThrowable(error).getCode()) || resumes > RESUMES_MOST) {
         throw Status.fromThrowable(error).asRuntimeException();
       }
       Metadata trailers = Status.trailersFromThrowable(error);
