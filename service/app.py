@@ -124,7 +124,7 @@ class App:
             watching = [asyncio.create_task(loop) for loop in loops]
             await parts.server.start()
             watching += [asyncio.create_task(listener.run()) for listener in self._listeners]
-            await parts.health.refresh()
+            parts.health.refresh()
             _log_settings(self._settings)
             metrics_listen = str(parts.metrics_server.listen or "off")
             log.info("serving", address=str(self.grpc_listen), metrics=metrics_listen)
@@ -144,13 +144,13 @@ class App:
         """Drain, then stop: readiness first, so that load balancers send no more calls."""
         settings = self._settings
         log.info("stopping", delay=settings.shutdown_delay, grace=settings.shutdown_grace)
-        await parts.health.drain()
+        parts.health.drain()
         await self._delay()
         parts.service.drain()
         grace = settings.shutdown_grace
         await asyncio.gather(*(calls.ended(grace) for calls in parts.calls), parts.relay.stop(grace))
         await asyncio.sleep(QUIET_BEFORE_STOP)
-        await parts.server.stop(LAST_ANSWERS_GRACE)
+        await asyncio.gather(*(listener.stop(LAST_ANSWERS_GRACE) for listener in self._listeners))
 
     # -- building
 

@@ -21,7 +21,8 @@ from service.intake.byte_budget import ByteBudget, StreamBudget
 from service.intake.waiting_line import WaitingLine
 from service.outbox.base import Entry
 from service.server import status
-from service.server.calls import END_OF_STREAM, Stream
+from service.server.calls import Stream
+from service.server.request_reading import END_OF_STREAM
 from service.server.status import cut
 from service.telemetry.tracing import CALL
 

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
 from service.server.auth import Admission, Authenticator
+from service.server.request_reading import END_OF_STREAM, RequestReading
 from service.server.status import (
     StatusError,
     idle,
@@ -35,9 +36,11 @@ from service.telemetry.tracing import CALL, CallSpan, Tracing
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 
+# Requests of up to 4 MiB that are being read at a time: 64 MiB, and half of them at most for one caller.
+READING_PLACES = 16
+OPERATORS_READING_PLACES = 4
 MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
 MAX_STREAM_IDLE = 600.0  # seconds
-END_OF_STREAM: object = grpc.aio.EOF
 NOBODY = Admission(None, None)  # the caller, without authentication
 
 log = structlog.get_logger()
@@ -50,6 +53,7 @@ class Calls:
         self,
         *,
         most: int,
+        reading_places: int = READING_PLACES,
         authenticator: Authenticator | None = None,
         metrics: GrpcMetrics | None = None,
         access_log: AccessLog | None = None,
@@ -59,12 +63,15 @@ class Calls:
 
         Args:
             most: maximum number of calls in progress, over all connections.
+            reading_places: maximum number of requests that are being read.
             authenticator: admits callers; without it, everybody is admitted.
             metrics: counts calls.
             access_log: logs calls.
             tracing: records a span per call.
         """
         self._most = most
+        self.reading = RequestReading(reading_places, max(1, reading_places // 2))
+        """The requests that are being read."""
         self.authenticator = authenticator
         self.access_log = access_log
         self.tracing = tracing
@@ -77,6 +84,7 @@ class Calls:
         """Return one with the same parts and a bound of its own, for calls that others must not shut out."""
         return Calls(
             most=self._most,
+            reading_places=OPERATORS_READING_PLACES,
             authenticator=self.authenticator,
             metrics=self._metrics,
             access_log=self.access_log,
@@ -250,8 +258,10 @@ def unary(
     service: str,
     name: str,
     handler: Callable[[bytes, Context], Awaitable[bytes]],
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    """Wrap a handler of one request with one answer.
+) -> Callable[[object, Context], Awaitable[bytes]]:
+    """Wrap a handler of one request with one answer; gRPC is told that it reads a stream.
+
+    gRPC would otherwise read the whole request before anything of ours is asked, whoever sends it.
 
     Args:
         calls: all calls of the server.
@@ -261,13 +271,15 @@ def unary(
     """
     method = calls.method("unary", service, name)
     meter = method.meter
+    type_name = f"{name}Request"
 
-    async def handle(request: bytes, context: Context) -> bytes:
+    async def handle(_: object, context: Context) -> bytes:
         call = _Call(method, context)
-        meter.received.inc()
         try:
             with calls:
                 call.admit()
+                request = await calls.reading.read(context, call.admission.caller, type_name)
+                meter.received.inc()
                 call.take_one()
                 answer = await handler(request, context)
         except BaseException as error:  # the caller gets an answer whatever happens

@@ -166,7 +166,7 @@ def handlers(service: DeadLetterService, calls: Calls) -> grpc.GenericRpcHandler
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
-            name: grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, name, method))
+            name: grpc.stream_unary_rpc_method_handler(unary(calls, SERVICE_NAME, name, method))
             for name, method in methods.items()
         },
     )

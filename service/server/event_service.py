@@ -188,8 +188,8 @@ def handlers(service: EventService, calls: Calls) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
-            "Track": grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Track", service.track)),
-            "Identify": grpc.unary_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Identify", service.identify)),
+            "Track": grpc.stream_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Track", service.track)),
+            "Identify": grpc.stream_unary_rpc_method_handler(unary(calls, SERVICE_NAME, "Identify", service.identify)),
             "BatchSend": grpc.stream_stream_rpc_method_handler(
                 stream(calls, SERVICE_NAME, "BatchSend", service.batch_send, count_events)
             ),

@@ -1,12 +1,8 @@
 """The gRPC servers: their options, TLS, health and reflection."""
 
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from service.config.address import Listen
 from service.config.settings import Settings
@@ -14,14 +10,16 @@ from service.config.watched_file import WatchedFile
 from service.errors import SettingsError
 from service.intake.certificates import Certificates
 from service.loopback import is_loopback
+from service.server import health_service, reflection
 from service.server.auth import Authenticator
-from service.server.calls import abort
 from service.server.health import Health
-from service.server.status import StatusError
 from service.server.tls import server_credentials
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
 MAX_STREAMS = 1000  # calls at a time on one connection; more wait in the caller
+MAX_HEALTH_MESSAGE_SIZE = 4096  # bytes of one request on the listener of health alone
+MAX_HEALTH_STREAMS = 100  # calls at a time on one of its connections
+NO_COMPRESSION = 1  # the bit of "identity" alone
 MIN_PING_INTERVAL = 5_000  # milliseconds; ordinary clients ping every 10 s or more
 KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find connections that died silently
 KEEPALIVE_TIMEOUT = 20_000  # milliseconds
@@ -48,31 +46,22 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE),
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE),
+    # Windows do not grow: a stream whose caller does not read costs 64 KiB, and not what its connection could carry.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL),
 )
 
+# A probe's request has some bytes, and a client of probes few calls.
+HEALTH_OPTIONS = tuple(
+    {
+        **dict(OPTIONS),
+        "grpc.max_receive_message_length": MAX_HEALTH_MESSAGE_SIZE,
+        "grpc.max_concurrent_streams": MAX_HEALTH_STREAMS,
+        "grpc.compression_enabled_algorithms_bitset": NO_COMPRESSION,
+    }.items()
+)
 
 Server = grpc.aio.Server
-
-
-class _Reflection(ReflectionServicer):
-    """Reflection for authenticated callers."""
-
-    def __init__(self, names: Iterable[str], authenticator: Authenticator) -> None:
-        super().__init__(names)
-        self._authenticator = authenticator
-
-    async def ServerReflectionInfo(  # type: ignore[override]  # noqa: N802  gRPC's name; its stubs mistake it
-        self, request_iterator: Any, unused_context: Any
-    ) -> AsyncIterator[Any]:
-        """Answer each request."""
-        try:
-            self._authenticator.identify(unused_context.invocation_metadata())
-        except StatusError as fault:
-            await abort(unused_context, fault)
-        answers: Any = super().ServerReflectionInfo(request_iterator, unused_context)
-        async for answer in answers:
-            yield answer
 
 
 def make_server(
@@ -93,22 +82,18 @@ def make_server(
         authenticator: admits callers; without it, everybody is admitted.
     """
     server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers(tuple(handlers))
-    health.add_to(server)
+    all_handlers = [*handlers, health_service.handlers(health)]
     if reflect:
-        shown = (*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        if authenticator is None:
-            reflection.enable_server_reflection(shown, server)
-        else:
-            add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-            add_reflection(_Reflection(shown, authenticator), server)
+        shown = (*names, health_service.SERVICE_NAME, reflection.SERVICE_NAME)
+        all_handlers.append(reflection.handlers(shown, authenticator))
+    server.add_generic_rpc_handlers(tuple(all_handlers))
     return server
 
 
 def make_health_server(health: Health) -> grpc.aio.Server:
     """Make a server that serves health alone, for probes that cannot speak TLS."""
-    server = grpc.aio.server(options=OPTIONS)
-    health.add_to(server)
+    server = grpc.aio.server(options=HEALTH_OPTIONS)
+    server.add_generic_rpc_handlers((health_service.handlers(health),))
     return server
 
 

@@ -13,16 +13,15 @@ answered NOT_FOUND): it would be a guess, or never change. `""` of the latter is
 import asyncio
 from collections.abc import Callable
 
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2
 
 from service.server.event_service import SERVICE_NAME
 
 INTERVAL = 0.2  # seconds between updates
 LIVENESS = "liveness"
 DELIVERY = "delivery"
+NAMES = ("", SERVICE_NAME, LIVENESS, DELIVERY)
 
 log = structlog.get_logger()
 
@@ -39,7 +38,7 @@ class Health:
         accepts: bool = True,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create it; it serves no name until `run`.
+        """Create it; every name is NOT_SERVING until `run`.
 
         Args:
             why_dead: returns the reason that the process must be restarted; None while it works.
@@ -54,37 +53,46 @@ class Health:
         self._is_getting_through = is_getting_through
         self._readiness = ("", SERVICE_NAME) if accepts else ("",)
         self._beat = beat
-        self._servicer = HealthServicer()
         self._draining = False
+        self._changed: asyncio.Future[None] | None = None
+        names = (*self._readiness, LIVENESS, *(() if is_getting_through is None else (DELIVERY,)))
+        self.statuses: dict[str, int] = dict.fromkeys(names, health_pb2.HealthCheckResponse.NOT_SERVING)
+        """The status of each name that this server knows."""
         self._shown: dict[str, bool] = {}
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Serve it on a server."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def status(self, name: str | None) -> int | None:
+        """Return the status of a name; None for one that this server does not know."""
+        return None if name is None else self.statuses.get(name)
+
+    async def changed(self) -> None:
+        """Return at the next change of any status."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._changed)
 
     async def run(self) -> None:
         """Update all names until cancelled."""
         while True:
-            await self.refresh()
+            self.refresh()
             self._beat()
             await asyncio.sleep(INTERVAL)
 
-    async def refresh(self) -> None:
+    def refresh(self) -> None:
         """Update all names now."""
         why_dead = self._why_dead()
-        await self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
+        self._show(LIVENESS, serving=why_dead is None, why=why_dead or "")
         why_not = "the server is shutting down" if self._draining else self._why_not_ready()
         for name in self._readiness:
-            await self._show(name, serving=why_not is None, why=why_not or "")
+            self._show(name, serving=why_not is None, why=why_not or "")
         if self._is_getting_through is not None:
-            await self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
+            self._show(DELIVERY, serving=self._is_getting_through(), why="Pointillist takes no events")
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Turn readiness off for good: the server is about to stop."""
         self._draining = True
-        await self.refresh()
+        self.refresh()
 
-    async def _show(self, name: str, *, serving: bool, why: str = "") -> None:
+    def _show(self, name: str, *, serving: bool, why: str = "") -> None:
         if self._shown.get(name) == serving:
             return
         if name and not serving:
@@ -93,5 +101,8 @@ class Health:
         elif name and name in self._shown:
             log.info("health changed", name=name, serving=True)
         self._shown[name] = serving
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._servicer.set(name, status)
+        response = health_pb2.HealthCheckResponse
+        self.statuses[name] = response.SERVING if serving else response.NOT_SERVING
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None

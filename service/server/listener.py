@@ -22,9 +22,6 @@ from service.server.grpc_server import Server, listen
 
 MAX_ENDS = 10  # a minute, above which it is an error
 MINUTE = 60.0  # seconds
-CHECK_INTERVAL = 0.5  # seconds between attempts to connect to the port
-CHECK_TIMEOUT = 1.0  # seconds; a busy port is none that refuses
-CLOSE_WAIT = 0.3  # seconds for a server that has ended to close; it takes milliseconds, unless a call will not end
 REBIND_PAUSE = 0.02  # seconds between attempts to listen again, while the old server still closes its port
 REPORTED_ATTEMPT = 50  # after about a second
 FOREVER = 1e9  # seconds; with a time-out, cancelling the wait does not cancel the server's own future
@@ -75,24 +72,24 @@ class Listener:
     async def run(self) -> None:
         """Replace each server that ends, until `stop`."""
         while True:
-            why = await self._until_end()
+            why, is_told = await self._until_end()
             if self._is_stopping:
                 return
             self.is_listening = False
             self._report(why)
             old = self._server
-            closing = asyncio.create_task(_close(old))
+            closing = asyncio.create_task(_close(old, is_told=is_told))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            # gRPC closes the old port's descriptor in between; the new one must not get its number before.
-            await asyncio.wait({closing}, timeout=CLOSE_WAIT)
             await self._listen_again()
 
     async def stop(self, grace: float) -> None:
         """Take no further call, and end those in progress after `grace` seconds.
 
-        A peer that does not read its socket delays that by a second at most.
+        A peer that does not read its socket delays that by a second at most. A second call does nothing.
         """
+        if self._is_stopping:
+            return
         self._is_stopping, self.is_listening = True, False
         stopping = asyncio.ensure_future(self._server.stop(grace))
         await asyncio.wait({stopping}, timeout=grace + STOP_MARGIN)
@@ -100,21 +97,20 @@ class Listener:
             log.warning("a listener was left behind: a peer does not read its connection", listener=self._name)
             stopping.cancel()
 
-    async def _until_end(self) -> str:
-        """Return once the server has ended by itself, and why."""
+    async def _until_end(self) -> tuple[str, bool]:
+        """Return once the server has ended by itself; why, and whether grpc.aio shuts it down."""
         termination = asyncio.ensure_future(self._server.wait_for_termination(FOREVER))
         endings: set[asyncio.Future[object]] = {termination}  # type: ignore[arg-type]  # its result is not looked at
         if self._loop_of_server is not None:
             endings.add(self._loop_of_server)  # type: ignore[arg-type]
         try:
-            while True:
-                done, _ = await asyncio.wait(endings, timeout=CHECK_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    return next(iter(filter(None, map(_why, done))), "it ended without an error")
-                if not self._is_stopping and await _is_refused(self._address):
-                    return "its port refuses connections"
+            done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         finally:
             termination.cancel()
+        error = next(filter(None, map(_error, done)), None)
+        if error is not None:
+            return type(error).__name__, True  # its text may repeat a stranger's bytes
+        return "its loop was ended", termination in done
 
     def _report(self, why: str) -> None:
         self._ended()
@@ -159,33 +155,27 @@ async def _start(server: Server) -> "asyncio.Task[None] | None":
     return None
 
 
-async def _is_refused(address: Listen) -> bool:
-    """Return True if nobody listens on the port.
+async def _close(server: grpc.aio.Server, *, is_told: bool) -> None:
+    """Free what is left of a server whose loop has ended, once the calls under way are over.
 
-    It was seen once in some hundred restarts that a server went on whose socket listened no more.
+    They go on meanwhile. `stop` is not called twice at a time, nor while grpc.aio itself is at it: both would use what
+    the first has freed, and the process would end with SIGSEGV.
+
+    Args:
+        server: the server.
+        is_told: grpc.aio has begun to shut it down.
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT):
-            _, writer = await asyncio.open_connection(host, address.port)
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # a time-out too
-        return False
-    writer.transport.abort()
-    return False
+    if not is_told:
+        with contextlib.suppress(Exception, asyncio.CancelledError):  # what ended the loop is raised again here
+            await server.stop(FOREVER)
+    while True:
+        with contextlib.suppress(Exception):
+            if await server.wait_for_termination(FOREVER):
+                continue
+        break
+    await server.stop(None)
 
 
-async def _close(server: grpc.aio.Server) -> None:
-    """Close what is left of a server whose loop has ended; the first `stop` raises what ended the loop."""
-    for _ in range(2):
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await asyncio.wait_for(server.stop(None), STOP_MARGIN)
-
-
-def _why(ended: "asyncio.Future[object]") -> str | None:
-    """Return the name of the error that ended a task; its text may repeat a stranger's bytes."""
-    if ended.cancelled():
-        return "its loop was cancelled"
-    error = ended.exception()
-    return None if error is None else type(error).__name__
+def _error(ended: "asyncio.Future[object]") -> BaseException | None:
+    """Return the error that ended a task, if one did."""
+    return None if ended.cancelled() else ended.exception()

@@ -104,8 +104,8 @@ def rejected(error: EventRejectedError) -> StatusError:
 def unparsable(type_name: str) -> StatusError:
     """INVALID_ARGUMENT for bytes that are not the message they should be."""
     description = (
-        f"the bytes are not a {type_name}: they are cut off, hold text that is not UTF-8, or nest deeper than"
-        " protobuf reads"
+        f"the bytes are not a {type_name}: they are cut off, above 4 MiB, hold text that is not UTF-8, or nest deeper"
+        " than protobuf reads"
     )
     bad_request = error_details_pb2.BadRequest()
     bad_request.field_violations.add(field="", description=description)
@@ -137,6 +137,32 @@ def too_many_calls() -> StatusError:
     return StatusError(
         code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", "too many calls at a time", retry_after=OVERLOAD_RETRY_DELAY
     )
+
+
+def slow_request(seconds: float) -> StatusError:
+    """UNAVAILABLE for a call whose request did not come."""
+    message = f"the request did not come whole within {seconds:g} s, or sooner while others waited"
+    return StatusError(code_pb2.UNAVAILABLE, "REQUEST_TOO_SLOW", message, retry_after=OVERLOAD_RETRY_DELAY)
+
+
+def too_many_unread() -> StatusError:
+    """UNAVAILABLE while too many answers are not read by those who asked for them."""
+    message = "too many answers wait to be read; read them, or end their calls"
+    return StatusError(code_pb2.UNAVAILABLE, "TOO_MANY_UNREAD", message, retry_after=OVERLOAD_RETRY_DELAY)
+
+
+def too_many_calls_of(caller: str, most: int) -> StatusError:
+    """UNAVAILABLE while a caller has as many calls as it may have at a time."""
+    message = f"{caller} has {most} calls at a time, and may have no more; an operator can raise its max_calls"
+    return StatusError(
+        code_pb2.UNAVAILABLE, "TOO_MANY_CALLS", message, metadata={"caller": caller}, retry_after=OVERLOAD_RETRY_DELAY
+    )
+
+
+def too_many_watchers(most: int) -> StatusError:
+    """UNIMPLEMENTED, after which clients that watch health go on without it."""
+    message = f"{most} watchers of health are served already; ask with Check"
+    return StatusError(code_pb2.UNIMPLEMENTED, "TOO_MANY_WATCHERS", message)
 
 
 def too_many_waiting() -> StatusError:

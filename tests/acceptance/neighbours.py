@@ -71,7 +71,7 @@ class Street:
         }
         watching = asyncio.create_task(self._watch_memory())
         try:
-            await self._until_calls_come()
+            await self._until_calls_come(kinds)
             await attack()
             for kind, caller in callers.items():
                 self.seen[kind] = await caller.stop()
@@ -95,12 +95,12 @@ class Street:
         accepted = {one for seen in self.seen.values() for one in seen.accepted}
         await until(lambda: accepted <= {record.message_id for record in self.sandbox.records})
 
-    async def _until_calls_come(self) -> None:
+    async def _until_calls_come(self, kinds: str) -> None:
+        methods = [method for kind, method in (("track", "Track"), ("batch", "BatchSend")) if kind in kinds]
+
         def come(metrics: dict[str, float]) -> bool:
             sent = {name: value for name, value in metrics.items() if name.startswith("grpc_server_msg_sent_total")}
-            return all(
-                any(value for name, value in sent.items() if method in name) for method in ("Track", "BatchSend")
-            )
+            return all(any(value for name, value in sent.items() if method in name) for method in methods)
 
         await self.server.until_metrics(come)
 

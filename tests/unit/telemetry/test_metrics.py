@@ -150,7 +150,7 @@ def test_records_that_would_repeat_what_a_caller_sent_keep_their_kind_and_nothin
     try:
         b"Bearer a-secret-token\xff".decode()
     except UnicodeDecodeError as error:
-        logger.error("Task exception was never retrieved\nfuture: %r", error, exc_info=error)
+        logger.error("Task exception was never retrieved\nfuture: %r", error, exc_info=error)  # noqa: TRY400  as asyncio does
         logger.exception(error)  # noqa: TRY401  as grpc.aio does
 
     # then

@@ -1,0 +1,158 @@
+"""Requests that are being read: how many at a time, and for how long.
+
+gRPC keeps what has come of a message in memory until it is whole, up to 4 MiB, from the moment that it is asked for the
+message. It is asked for so many at a time only. Waiting calls take turns by caller.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from typing import TypeAlias
+
+import grpc
+
+from service.server.status import slow_request, too_many_calls, unparsable
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+END_OF_STREAM: object = grpc.aio.EOF
+CHECKS = 4  # of the reads' durations, within the shorter of the two bounds
+
+
+class RequestReading:
+    """The requests of some methods that are being read.
+
+    Args:
+        places: requests at a time.
+        share: of them for one caller; a caller without a name has no share.
+        longest: seconds in which a request must have come.
+        contended: seconds in which it must have come while others wait.
+    """
+
+    def __init__(self, places: int, share: int, longest: float = 30.0, contended: float = 5.0) -> None:
+        self._places = places
+        self._share = share
+        self._longest = longest
+        self._contended = contended
+        self._reading: dict[asyncio.Task[object], float] = {}  # the tasks that read, oldest first, and since when
+        self._late: set[asyncio.Task[object]] = set()
+        self._taken = 0
+        self._taken_by: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller; whose turn it is comes first
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def read(self, context: Context, caller: str | None, type_name: str, *, may_end: bool = False) -> bytes:
+        """Read a request; where the call `may_end` instead, END_OF_STREAM.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT, where the call ended without a whole message, or it is above 4 MiB;
+                UNAVAILABLE, where it does not come, or there is no place to read it.
+        """
+        owner = caller or ""
+        if not self._take_now(owner):
+            await self.take(owner)
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading[task] = time.monotonic()
+        if self._timer is None:
+            self._arm()
+        try:
+            request = await context.read()
+        except asyncio.CancelledError:
+            if task in self._late:
+                task.uncancel()
+                raise slow_request(self._longest) from None
+            raise
+        finally:
+            del self._reading[task]
+            self._late.discard(task)
+            self.give_back(owner)
+        if request is END_OF_STREAM and not may_end:
+            raise unparsable(type_name)
+        return request
+
+    async def take(self, owner: str) -> None:
+        """Take a place to read a request, in turn; `give_back` it.
+
+        Raises:
+            StatusError: UNAVAILABLE, where there was none for long.
+        """
+        if self._take_now(owner):
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(place)
+        if self._timer is None:
+            self._arm()
+        try:
+            async with asyncio.timeout(self._longest):
+                await place
+        except BaseException as error:
+            if place.done() and not place.cancelled():
+                self.give_back(owner)
+            else:
+                self._forget(owner, place)
+            if isinstance(error, TimeoutError):
+                raise too_many_calls() from None
+            raise
+
+    def give_back(self, owner: str) -> None:
+        """Give a place back."""
+        self._taken -= 1
+        if owner:
+            self._taken_by[owner] -= 1
+            if not self._taken_by[owner]:
+                del self._taken_by[owner]
+        if self._waiting:
+            self._hand_on()
+
+    def _take_now(self, owner: str) -> bool:
+        if self._taken >= self._places or owner in self._waiting:
+            return False
+        if owner:
+            if self._taken_by[owner] >= self._share:
+                return False
+            self._taken_by[owner] += 1
+        self._taken += 1
+        return True
+
+    def _hand_on(self) -> None:
+        """Give free places to those who wait: one caller after the other, each of them in order."""
+        for owner in list(self._waiting):
+            line = self._waiting.pop(owner)
+            while line and self._taken < self._places and (not owner or self._taken_by[owner] < self._share):
+                place = line.popleft()
+                if place.done():  # cancelled, and about to leave
+                    continue
+                self._taken += 1
+                if owner:
+                    self._taken_by[owner] += 1
+                place.set_result(None)
+                break
+            if line:
+                self._waiting[owner] = line  # behind the others
+
+    def _forget(self, owner: str, place: "asyncio.Future[None]") -> None:
+        line = self._waiting.get(owner)
+        if line is not None and place in line:
+            line.remove(place)
+            if not line:
+                del self._waiting[owner]
+
+    def _arm(self) -> None:
+        interval = min(self._longest, self._contended) / CHECKS
+        self._timer = asyncio.get_running_loop().call_later(interval, self._check)
+
+    def _check(self) -> None:
+        """End the reads that take too long: all of them after `longest`, and for those who wait after `contended`."""
+        self._timer = None
+        now = time.monotonic()
+        needed = sum(map(len, self._waiting.values()))
+        for task, since in self._reading.items():
+            if now - since < (self._contended if needed > 0 else self._longest):
+                break
+            if task not in self._late:
+                self._late.add(task)
+                task.cancel()
+            needed -= 1
+        if self._reading or self._waiting:
+            self._arm()
