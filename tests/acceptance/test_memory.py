@@ -103,8 +103,10 @@ async def test_a_call_that_ends_without_a_whole_message_is_answered_and_counted(
         # then
         metrics = await here.server.metrics()
         handled = {name: value for name, value in metrics.items() if "handled_total" in name and f",{method}," in name}
-        assert [answer.code for answer in answers] == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 3
-        assert all("not a" in answer.status.message for answer in answers)
+        invalid, exhausted = grpc.StatusCode.INVALID_ARGUMENT.value[0], grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert [answer.code for answer in answers[:2]] == [invalid] * 2
+        assert all("not a" in answer.status.message for answer in answers[:2])
+        assert answers[2].code in {invalid, exhausted}  # gRPC's own answer may be faster than ours
         assert {name: value for name, value in handled.items() if value} == {
             f"grpc_server_handled_total{{INVALID_ARGUMENT,{method},pointillist_destination.v1.EventService,unary}}": 3
         }
