@@ -281,6 +281,7 @@ class App:
         return Calls(
             most=self._settings.max_calls,
             authenticator=authenticator,
+            by_certificate=self._settings.tls_client_ca_file is not None,
             metrics=metrics.rpc,
             access_log=AccessLog(clock.steady),
             tracing=tracing,
@@ -342,6 +343,8 @@ def _log_settings(settings: Settings) -> None:
     log.info("settings", **effective(settings))
     if settings.api_url.startswith("http://") and not is_loopback(urlsplit(settings.api_url).hostname or ""):
         log.warning("the API token travels in plain text", advice="use https in POINTILLIST_API_URL")
+    if settings.callers_file is None and settings.tls_client_ca_file is None:
+        log.info("one caller may have all calls at a time", advice="set POINTILLIST_CALLERS_FILE to tell callers apart")
     if advice := exposure(settings):
         log.warning("other machines can reach the gRPC port", address=str(settings.grpc_listen), advice=advice)
 

@@ -28,6 +28,7 @@ from service.errors import SettingsError
 SETTING: Final = "POINTILLIST_CALLERS_FILE"
 MAX_CALLERS: Final = 1_000  # each is a time series
 MAX_RATE: Final = 1e9  # events a second; above it no limit is meant
+MAX_CALLS: Final = 1_000_000  # at a time; far above any process' own bound
 DEFAULT_METHODS: Final = ("EventService",)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -53,6 +54,8 @@ class Caller:
     """None for no limit."""
     burst: float = 0.0
     """Events."""
+    max_calls: int | None = None
+    """Calls at a time; None for half of the process' bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def read_callers(text: str) -> Callers:
 
 def _read_caller(name: str, table: object, faults: list[str]) -> Caller:
     place = f"[callers.{name}]"
-    known = ("sha256", "methods", "events_per_second", "burst")
+    known = ("sha256", "methods", "events_per_second", "burst", "max_calls")
     if not isinstance(table, dict):
         faults.append(f"callers.{name}: expected a table, such as {place} and sha256 = … below it")
         table = {"sha256": []}
@@ -130,6 +133,7 @@ def _read_caller(name: str, table: object, faults: list[str]) -> Caller:
         frozenset(_read_methods(place, table.get("methods", list(DEFAULT_METHODS)), faults)),
         rate,
         max(1.0, rate or 0.0) if burst is None else burst,
+        _read_max_calls(place, table.get("max_calls"), faults),
     )
 
 
@@ -170,6 +174,15 @@ def _read_number(place: str, key: str, value: Any, faults: list[str]) -> float |
         faults.append(f"{place} {key}: expected a number of events {bounds}")
         return None
     return float(value)
+
+
+def _read_max_calls(place: str, value: object, faults: list[str]) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_CALLS:
+        faults.append(f"{place} max_calls: expected a whole number of calls at a time from 1 to {MAX_CALLS}")
+        return None
+    return value
 
 
 def watch_callers(path: Path) -> WatchedFile[Callers]:

@@ -1,6 +1,6 @@
 """Authenticates callers by bearer token, authorizes the method, and applies the rate limit."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from service.intake.callers import Caller, Callers
@@ -9,6 +9,7 @@ from service.server import status
 
 AUTHORIZATION = "authorization"
 SCHEME = "bearer"
+MAX_SUBJECT = 100  # characters of a certificate's common name
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,15 @@ class Admission:
     """Its name; None without authentication."""
     bucket: TokenBucket | None
     """Its rate limit; None if it has none."""
+    max_calls: int | None = None
+    """Its calls at a time; None for half of the process' bound."""
+
+
+def subject(auth_context: Mapping[str, Iterable[bytes]]) -> str | None:
+    """Return the common name in the certificate of a caller, by which it is known without a callers file."""
+    for name in auth_context.get("x509_common_name", ()):
+        return name.decode(errors="replace")[:MAX_SUBJECT]
+    return None
 
 
 class Authenticator:
@@ -66,7 +76,7 @@ class Authenticator:
         caller = self.identify(metadata)
         if path not in caller.methods:
             raise status.not_allowed(caller.name, path)
-        return Admission(caller.name, self._bucket(caller))
+        return Admission(caller.name, self._bucket(caller), caller.max_calls)
 
     def _bucket(self, caller: Caller) -> TokenBucket | None:
         """Return the bucket of a caller, which all its calls share; a new one if its rate has changed."""

@@ -9,6 +9,7 @@ and not a grpc.aio interceptor, which would cost several times as much per call 
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar
 
@@ -17,7 +18,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
-from service.server.auth import Admission, Authenticator
+from service.server.auth import Admission, Authenticator, subject
 from service.server.request_reading import END_OF_STREAM, RequestReading
 from service.server.status import (
     StatusError,
@@ -26,6 +27,7 @@ from service.server.status import (
     over_rate,
     stream_too_old,
     too_many_calls,
+    too_many_calls_of,
     unexpected,
     unparsable,
 )
@@ -55,6 +57,7 @@ class Calls:
         most: int,
         reading_places: int = READING_PLACES,
         authenticator: Authenticator | None = None,
+        by_certificate: bool = False,
         metrics: GrpcMetrics | None = None,
         access_log: AccessLog | None = None,
         tracing: Tracing | None = None,
@@ -65,6 +68,7 @@ class Calls:
             most: maximum number of calls in progress, over all connections.
             reading_places: maximum number of requests that are being read.
             authenticator: admits callers; without it, everybody is admitted.
+            by_certificate: without an authenticator, callers are told apart by their certificates.
             metrics: counts calls.
             access_log: logs calls.
             tracing: records a span per call.
@@ -73,10 +77,12 @@ class Calls:
         self.reading = RequestReading(reading_places, max(1, reading_places // 2))
         """The requests that are being read."""
         self.authenticator = authenticator
+        self.by_certificate = by_certificate
         self.access_log = access_log
         self.tracing = tracing
         self._metrics = metrics or GrpcMetrics()
         self._active = 0
+        self._active_of: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -86,6 +92,7 @@ class Calls:
             most=self._most,
             reading_places=OPERATORS_READING_PLACES,
             authenticator=self.authenticator,
+            by_certificate=self.by_certificate,
             metrics=self._metrics,
             access_log=self.access_log,
             tracing=self.tracing,
@@ -105,6 +112,23 @@ class Calls:
         self._active -= 1
         if not self._active:
             self._idle.set()
+
+    def enter(self, caller: str, most: int | None) -> None:
+        """Count a call of a caller; it has to `leave`.
+
+        Raises:
+            StatusError: UNAVAILABLE, where the caller has as many calls as it may have: `most`, by default half of all.
+        """
+        most = most or max(1, self._most // 2)
+        if self._active_of[caller] >= most:
+            raise too_many_calls_of(caller, most)
+        self._active_of[caller] += 1
+
+    def leave(self, caller: str) -> None:
+        """Count a call of a caller no more."""
+        self._active_of[caller] -= 1
+        if not self._active_of[caller]:
+            del self._active_of[caller]
 
     async def ended(self, most: float) -> None:
         """Return once there are none, or after `most` seconds."""
@@ -126,13 +150,14 @@ class _Method:
 class _Call:
     """One call, from its start to its end."""
 
-    __slots__ = ("_code", "_context", "_method", "_span", "_started_at", "admission")
+    __slots__ = ("_code", "_context", "_has_entered", "_method", "_span", "_started_at", "admission")
 
     def __init__(self, method: _Method, context: Context) -> None:
         method.meter.started.inc()
         self._method = method
         self._context = context
         self._code = "OK"
+        self._has_entered = False
         self._started_at = time.perf_counter()
         self._span: CallSpan | None = None
         self.admission = NOBODY
@@ -141,13 +166,19 @@ class _Call:
             CALL.set(self._span.traceparent)
 
     def admit(self) -> None:
-        """Authenticate and authorize the caller.
+        """Authenticate and authorize the caller, and count its calls at a time.
 
         Raises:
-            StatusError: UNAUTHENTICATED or PERMISSION_DENIED.
+            StatusError: UNAUTHENTICATED, PERMISSION_DENIED or UNAVAILABLE.
         """
-        if (authenticator := self._method.calls.authenticator) is not None:
-            self.admission = authenticator.admit(self._context.invocation_metadata(), self._method.path)
+        calls = self._method.calls
+        if calls.authenticator is not None:
+            self.admission = calls.authenticator.admit(self._context.invocation_metadata(), self._method.path)
+        elif calls.by_certificate:
+            self.admission = Admission(subject(self._context.auth_context()), None)
+        if (caller := self.admission.caller) is not None:
+            calls.enter(caller, self.admission.max_calls)
+            self._has_entered = True
 
     def take_one(self) -> None:
         """Count it against its caller's rate.
@@ -180,6 +211,8 @@ class _Call:
     def end(self, **more: object) -> None:
         """Count and log it."""
         method = self._method
+        if self._has_entered:
+            method.calls.leave(self.admission.caller or "")
         seconds = time.perf_counter() - self._started_at
         method.meter.handled(self._code, seconds)
         if self._span is not None:
@@ -244,7 +277,7 @@ class Stream:
             self.received += 1
             self._meter.received.inc()
             if self._bucket is not None:
-                self._bucket.charge(self._count_events(message))
+                self._bucket.charge(max(1, self._count_events(message)))  # a request without events costs one
         return message
 
     async def write(self, message: bytes) -> None:

@@ -89,6 +89,8 @@ def test_both_tokens_are_right_while_one_is_being_changed() -> None:
         (CHECKOUT + "events_per_second = true", "events_per_second: expected a number"),
         (CHECKOUT + "events_per_second = nan", "events_per_second: expected a number"),
         (CHECKOUT + "events_per_second = 5\nburst = 0.5", "burst: expected a number of events from 1"),
+        (CHECKOUT + "max_calls = 0", "max_calls: expected a whole number of calls at a time from 1"),
+        (CHECKOUT + "max_calls = 2.5", "max_calls: expected a whole number"),
         (CHECKOUT + "burst = 5", "burst: says nothing without events_per_second"),
         (CHECKOUT + f'[callers.billing]\nsha256 = "{digest(TOKEN)}"', "it is that of checkout too"),
     ],
