@@ -14,7 +14,7 @@ from google.rpc import status_pb2
 
 from pointillist_destination.v1 import event_service_pb2
 from service.errors import EventRejectedError, OutboxUnavailableError
-from service.events.batch_frame import read_batch
+from service.events.batch_frame import BatchFrame, read_batch
 from service.events.validation import Violation
 from service.intake.acceptance import Acceptance, entry_of
 from service.intake.byte_budget import ByteBudget, StreamBudget
@@ -22,6 +22,7 @@ from service.intake.waiting_line import WaitingLine
 from service.outbox.base import Entry
 from service.server import status
 from service.server.calls import Stream
+from service.server.judging import SMALL_BATCH, Judging, Slice
 from service.server.request_reading import END_OF_STREAM
 from service.server.status import cut
 from service.telemetry.tracing import CALL
@@ -51,6 +52,7 @@ class BatchSend:
         self._acceptance = acceptance
         self._draining = draining
         self._line = WaitingLine()
+        self._judging = Judging()
         self._reading: set[asyncio.Future[bytes]] = set()
         self._budget = ByteBudget(MAX_BATCH_BYTES)
 
@@ -90,7 +92,7 @@ class BatchSend:
                     return
                 if not budget.hold_now(len(request)):
                     await self._unless_draining(budget.hold(len(request)))
-                await answers.put(self._receive(request, budget))
+                await answers.put(await self._receive(request, both, budget))
         finally:
             await answers.put(None)
 
@@ -109,10 +111,10 @@ class BatchSend:
         finally:
             self._reading.discard(read)
 
-    def _receive(self, request: bytes, budget: StreamBudget) -> "_Answer":
+    async def _receive(self, request: bytes, both: Stream, budget: StreamBudget) -> "_Answer":
         """Judge each event of a batch by itself, and begin to store the valid ones together.
 
-        It does not await, so that no other batch is read before this one's answer is in the budget.
+        A small batch is judged at once; a larger one takes its turn, and is judged in slices of time.
         """
         try:
             frame = read_batch(request)
@@ -121,24 +123,18 @@ class BatchSend:
         if len(frame.events) > MAX_BATCH_EVENTS:
             too_many = f"has {len(frame.events)} events; {MAX_BATCH_EVENTS} are allowed in one request"
             raise status.invalid([Violation("events", too_many)])
-        response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
-        entries: list[Entry] = []
-        accepted_at, traceparent = self._acceptance.now(), CALL.get()
-        size = 0
-        for index, payload in enumerate(frame.events):
-            try:
-                entry = entry_of(payload, accepted_at, traceparent)
-            except EventRejectedError as error:
-                rejection = _rejection(error, index, is_short=size >= MAX_REJECTIONS)
-                size += rejection.ByteSize()
-                response.rejections.append(rejection)
-                continue
-            if entry is None:
-                response.filtered += 1
-            else:
-                entries.append(entry)
+        verdicts = _Verdicts(frame, self._acceptance.now(), CALL.get())
+        if len(frame.events) <= SMALL_BATCH:
+            verdicts.judge(None)
+        else:
+            async with self._judging.turn(both.caller, id(both)) as part:
+                while not (self._draining.is_set() or verdicts.judge(part)):
+                    await part.next()
+                if self._draining.is_set():
+                    raise status.shutting_down()
+        size = verdicts.size
         budget.answer(size)
-        ready = asyncio.ensure_future(self._answer(response, entries))
+        ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries))
         ready.add_done_callback(lambda _: budget.let_go(len(request)))
         return _Answer(ready, size)
 
@@ -202,6 +198,45 @@ class BatchSend:
         finally:
             draining.cancel()
             task.cancel()
+
+
+class _Verdicts:
+    """The verdicts on the events of one batch.
+
+    Args:
+        frame: the batch.
+        accepted_at: milliseconds since the epoch.
+        traceparent: of the accepting call's span; "" without one.
+    """
+
+    def __init__(self, frame: BatchFrame, accepted_at: int, traceparent: str) -> None:
+        self.response = event_service_pb2.BatchSendResponse(sequence=frame.sequence)
+        self.entries: list[Entry] = []
+        """Of the valid events that are sent."""
+        self.size = 0
+        """Bytes of the rejections."""
+        self._events = enumerate(frame.events)
+        self._accepted_at = accepted_at
+        self._traceparent = traceparent
+
+    def judge(self, part: Slice | None) -> bool:
+        """Judge the next events, until the slice of time is over; returns True once all are judged."""
+        response = self.response
+        for index, payload in self._events:
+            try:
+                entry = entry_of(payload, self._accepted_at, self._traceparent)
+            except EventRejectedError as error:
+                rejection = _rejection(error, index, is_short=self.size >= MAX_REJECTIONS)
+                self.size += rejection.ByteSize()
+                response.rejections.append(rejection)
+            else:
+                if entry is None:
+                    response.filtered += 1
+                else:
+                    self.entries.append(entry)
+            if part is not None and part.is_over():
+                return False
+        return True
 
 
 class _Answer(NamedTuple):

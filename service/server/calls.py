@@ -245,6 +245,8 @@ class Stream:
             idle_most: seconds to wait for a message.
         """
         self._context = context
+        self.caller = admission.caller or ""
+        """The name of its caller; "" without one."""
         self._meter = meter
         self._bucket = admission.bucket
         self._count_events = count_events

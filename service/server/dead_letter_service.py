@@ -19,9 +19,8 @@ SERVICE_NAME = "pointillist_destination.v1.DeadLetterService"
 PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 PAGE_TOKEN = re.compile("[0-9]{1,18}")  # an id, and small enough for SQLite
-MAX_PAGE_BYTES = (
-    2 * 1024 * 1024
-)  # of dead letters in one page, so that the answer stays below the default limit of clients
+MAX_PAGE_BYTES = 256 * 1024  # of dead letters in one page: an answer that nobody reads stays in memory
+READ_AT_A_TIME = 32  # dead letters, of 32 KiB each at most
 MAX_IDS = 10_000  # in one filter
 
 Choice: TypeAlias = dead_letter_service_pb2.ReplayRequest | dead_letter_service_pb2.DeleteRequest
@@ -51,19 +50,28 @@ class DeadLetterService:
         if found:
             raise status.invalid(found)
         limit = parsed.page_size or PAGE_SIZE
-        letters = await self._dead_letters.list(
-            _filter(parsed.filter), after=int(parsed.page_token or 0), limit=limit + 1
-        )
         response = dead_letter_service_pb2.ListResponse()
-        size = 0
-        for letter in letters:
-            message = _message(letter)
-            size += message.ByteSize()
-            if len(response.dead_letters) == limit or (response.dead_letters and size > MAX_PAGE_BYTES):
-                response.next_page_token = str(response.dead_letters[-1].id)
-                break
-            response.dead_letters.append(message)
+        await self._fill(response, _filter(parsed.filter), int(parsed.page_token or 0), limit)
         return response.SerializeToString()
+
+    async def _fill(
+        self, response: dead_letter_service_pb2.ListResponse, which: DeadLetterFilter, after: int, limit: int
+    ) -> None:
+        """Fill a page, a few dead letters at a time, so that commits and other calls come in between."""
+        size = 0
+        while True:
+            asked = min(READ_AT_A_TIME, limit + 1 - len(response.dead_letters))
+            letters = await self._dead_letters.list(which, after=after, limit=asked)
+            for letter in letters:
+                message = _message(letter)
+                size += message.ByteSize()
+                if len(response.dead_letters) == limit or (response.dead_letters and size > MAX_PAGE_BYTES):
+                    response.next_page_token = str(response.dead_letters[-1].id)
+                    return
+                response.dead_letters.append(message)
+            if len(letters) < asked:
+                return
+            after = letters[-1].id
 
     async def get(self, request: bytes, _: Context) -> bytes:
         """Show one."""

@@ -23,6 +23,7 @@ CANCEL = 8
 MAX_WINDOW = 2**31 - 1
 INITIAL_WINDOW = 65_535  # bytes, of a connection
 FRAME_HEADER = 9  # bytes
+MESSAGE_HEADER = 5  # bytes
 MAX_FRAME = 16_384  # bytes of payload
 READ_SIZE = 262_144  # bytes
 
@@ -90,10 +91,32 @@ class Answer:
     """Initial and trailing metadata together."""
     data: int = 0
     """Bytes."""
+    messages: int = 0
+    """Whole gRPC messages."""
     content: bytearray = field(default_factory=bytearray)
     """The bytes, where the connection keeps them."""
+    _header: bytes = b""
+    _left: int = 0
     is_ended: bool = False
     is_reset: bool = False
+
+    def take(self, payload: bytes) -> None:
+        """Count the messages in the next DATA."""
+        self.data += len(payload)
+        at = 0
+        while at < len(payload):
+            if not self._left:
+                need = MESSAGE_HEADER - len(self._header)
+                self._header += payload[at : at + need]
+                at += need
+                if len(self._header) < MESSAGE_HEADER:
+                    return
+                self._left, self._header = int.from_bytes(self._header[1:], "big"), b""
+            some = min(self._left, len(payload) - at)
+            self._left -= some
+            at += some
+            if not self._left:
+                self.messages += 1
 
     @property
     def code(self) -> int | None:
@@ -193,7 +216,7 @@ class RawConnection:
         if kind == HEADERS:
             answer.headers.update((str(name), str(value)) for name, value in self._decoder.decode(payload))
         elif kind == DATA:
-            answer.data += len(payload)
+            answer.take(payload)
             if self._keeps:
                 answer.content += payload
         elif kind == RST_STREAM:

@@ -90,8 +90,8 @@ class EventServiceServicer:
         """Accepts batches of events. Responses come in the order of the requests, each once every event that it counts as
         accepted is on disk. An invalid event fails neither the other events nor the stream. While the outbox is full
         or unavailable the server does not read, so that flow control slows the caller. On shutdown the server answers the
-        batches that it has read and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
-        sequence.
+        batches that it has judged and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
+        sequence. Nothing of a batch that was read and not judged yet is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,8 +50,8 @@ class EventServiceStub:
     """Accepts batches of events. Responses come in the order of the requests, each once every event that it counts as
     accepted is on disk. An invalid event fails neither the other events nor the stream. While the outbox is full
     or unavailable the server does not read, so that flow control slows the caller. On shutdown the server answers the
-    batches that it has read and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
-    sequence.
+    batches that it has judged and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
+    sequence. Nothing of a batch that was read and not judged yet is stored.
     """
 
 @_typing.type_check_only
@@ -76,8 +76,8 @@ class EventServiceAsyncStub(EventServiceStub):
     """Accepts batches of events. Responses come in the order of the requests, each once every event that it counts as
     accepted is on disk. An invalid event fails neither the other events nor the stream. While the outbox is full
     or unavailable the server does not read, so that flow control slows the caller. On shutdown the server answers the
-    batches that it has read and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
-    sequence.
+    batches that it has judged and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
+    sequence. Nothing of a batch that was read and not judged yet is stored.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -117,8 +117,8 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         """Accepts batches of events. Responses come in the order of the requests, each once every event that it counts as
         accepted is on disk. An invalid event fails neither the other events nor the stream. While the outbox is full
         or unavailable the server does not read, so that flow control slows the caller. On shutdown the server answers the
-        batches that it has read and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
-        sequence.
+        batches that it has judged and ends the stream with UNAVAILABLE; the caller resumes from its first unanswered
+        sequence. Nothing of a batch that was read and not judged yet is stored.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
