@@ -6,7 +6,7 @@ stores nothing, streams are not read: their callers feel it as backpressure.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -17,14 +17,15 @@ from service.errors import EventRejectedError, OutboxUnavailableError
 from service.events.batch_frame import BatchFrame, read_batch
 from service.events.validation import Violation
 from service.intake.acceptance import Acceptance, entry_of
-from service.intake.byte_budget import ByteBudget, StreamBudget
+from service.intake.byte_budget import ByteBudget, OwnerBudget, StreamBudget
+from service.intake.judging import SMALL_BATCH, Judging, Slice
 from service.intake.waiting_line import WaitingLine
 from service.outbox.base import Entry
 from service.server import status
-from service.server.calls import Stream
-from service.server.judging import SMALL_BATCH, Judging, Slice
 from service.server.request_reading import END_OF_STREAM
+from service.server.standing_writes import UNREAD_AFTER, StandingWrites
 from service.server.status import cut
+from service.server.stream import Stream
 from service.telemetry.tracing import CALL
 
 BATCHES_AHEAD = 16  # batches of one stream that are read before the first of them is answered
@@ -37,6 +38,9 @@ MAX_SHORT_MESSAGE_ID = 100  # bytes, in a rejection without details
 MAX_SHORT_MESSAGE = 80  # bytes, in a rejection without details
 MAX_BATCH_BYTES = 64 * 1024 * 1024  # of requests that were read and answers that are not written yet, over all streams
 MAX_UNWRITTEN = 1024 * 1024  # bytes of one stream's answers that wait to be written, after which it is read no further
+# Of one caller over all its streams, so that it leaves enough to the others.
+MAX_OWNER_REQUESTS = 32 * 1024 * 1024  # bytes of requests
+MAX_OWNER_UNWRITTEN = 16 * 1024 * 1024  # bytes of answers that wait to be written
 MAX_FULL_PAUSE = 0.1  # seconds before a batch that the outbox refused is put again
 
 
@@ -54,7 +58,11 @@ class BatchSend:
         self._line = WaitingLine()
         self._judging = Judging()
         self._reading: set[asyncio.Future[bytes]] = set()
-        self._budget = ByteBudget(MAX_BATCH_BYTES)
+        self._owners: dict[Hashable, OwnerBudget] = {}
+        self.budget = ByteBudget(MAX_BATCH_BYTES)
+        """The requests and answers in memory, of all streams."""
+        self.writes = StandingWrites(UNREAD_AFTER)
+        """The answers that are being written."""
 
     def drain(self) -> None:
         """Read no further batch."""
@@ -64,19 +72,43 @@ class BatchSend:
     async def run(self, both: Stream) -> None:
         """Serve one stream: one task reads ahead, this one writes."""
         answers: asyncio.Queue[_Answer | None] = asyncio.Queue(BATCHES_AHEAD)
-        budget = StreamBudget(self._budget, MAX_UNWRITTEN)
-        reader = asyncio.create_task(self._read(both, answers, budget))
+        await both.begin()
+        with self._budget_of(both) as budget:
+            reader = asyncio.create_task(self._read(both, answers, budget))
+
+            def drop() -> None:
+                """Read and answer nothing more, and leave what others share to them."""
+                reader.cancel()
+                _drop(answers)
+                budget.leave_shared()
+                both.leave()
+
+            try:
+                while (answer := await answers.get()) is not None:
+                    message = await answer.ready
+                    if not await self.writes.write(both, both.caller, both.write(message), drop):
+                        raise status.unread(self.writes.unread_after)
+                    budget.written(answer.size)
+                await reader
+            finally:
+                reader.cancel()
+                _drop(answers)
+
+    @contextlib.contextmanager
+    def _budget_of(self, both: Stream) -> Iterator[StreamBudget]:
+        """Have a stream's part of the budget within the body."""
+        # Streams without a caller's name have no bound in common: behind a proxy all would share it.
+        key = both.caller or both
+        owner = self._owners.setdefault(key, OwnerBudget(MAX_OWNER_REQUESTS, MAX_OWNER_UNWRITTEN))
+        owner.streams += 1
+        budget = StreamBudget(self.budget, MAX_UNWRITTEN, owner)
         try:
-            while (answer := await answers.get()) is not None:
-                await both.write(await answer.ready)
-                budget.written(answer.size)
-            await reader
+            yield budget
         finally:
-            reader.cancel()
-            while not answers.empty():
-                if (unanswered := answers.get_nowait()) is not None:
-                    unanswered.ready.cancel()
             budget.close()
+            owner.streams -= 1
+            if not owner.streams:
+                del self._owners[key]
 
     async def _read(self, both: Stream, answers: "asyncio.Queue[_Answer | None]", budget: StreamBudget) -> None:
         """Read until the caller ends, or the server does; while the outbox stores nothing, read nothing."""
@@ -85,8 +117,8 @@ class BatchSend:
             while True:
                 if sink.full() is not None:
                     await self._unless_draining(sink.has_room())
-                if not budget.may_read():
-                    await self._unless_draining(budget.until_may_read())
+                if not budget.may_go_on():
+                    await self._unless_draining(budget.until_may_go_on())
                 request = await self._read_request(both)
                 if request is END_OF_STREAM:
                     return
@@ -124,14 +156,20 @@ class BatchSend:
             too_many = f"has {len(frame.events)} events; {MAX_BATCH_EVENTS} are allowed in one request"
             raise status.invalid([Violation("events", too_many)])
         verdicts = _Verdicts(frame, self._acceptance.now(), CALL.get())
-        if len(frame.events) <= SMALL_BATCH:
-            verdicts.judge(None)
-        else:
+        while True:
+            if not budget.may_go_on():
+                await self._unless_draining(budget.until_may_go_on())
+            if len(frame.events) <= SMALL_BATCH:
+                verdicts.judge(None)
+                break
             async with self._judging.turn(both.caller, id(both)) as part:
+                if not budget.may_go_on():  # others of the same caller were judged meanwhile
+                    continue
                 while not (self._draining.is_set() or verdicts.judge(part)):
                     await part.next()
                 if self._draining.is_set():
                     raise status.shutting_down()
+                break
         size = verdicts.size
         budget.answer(size)
         ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries))
@@ -198,6 +236,13 @@ class BatchSend:
         finally:
             draining.cancel()
             task.cancel()
+
+
+def _drop(answers: "asyncio.Queue[_Answer | None]") -> None:
+    """Write none of these answers."""
+    while not answers.empty():
+        if (unanswered := answers.get_nowait()) is not None:
+            unanswered.ready.cancel()
 
 
 class _Verdicts:

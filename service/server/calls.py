@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -19,18 +19,17 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
 from service.server.auth import Admission, Authenticator, subject
-from service.server.request_reading import END_OF_STREAM, RequestReading
+from service.server.request_reading import RequestReading
 from service.server.status import (
     StatusError,
-    idle,
     outbox_unavailable,
     over_rate,
-    stream_too_old,
     too_many_calls,
     too_many_calls_of,
     unexpected,
     unparsable,
 )
+from service.server.stream import Stream
 from service.telemetry.access_log import AccessLog
 from service.telemetry.grpc_metrics import CODES, GrpcMetrics, MethodMeter, MethodType
 from service.telemetry.tracing import CALL, CallSpan, Tracing
@@ -41,8 +40,6 @@ Request = TypeVar("Request", bound=Message)
 # Requests of up to 4 MiB that are being read at a time: 64 MiB, and half of them at most for one caller.
 READING_PLACES = 16
 OPERATORS_READING_PLACES = 4
-MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
-MAX_STREAM_IDLE = 600.0  # seconds
 NOBODY = Admission(None, None)  # the caller, without authentication
 
 log = structlog.get_logger()
@@ -113,6 +110,10 @@ class Calls:
         if not self._active:
             self._idle.set()
 
+    def place(self) -> "Place":
+        """Return the place of a stream among the calls in progress, which it may leave before it ends."""
+        return Place(self)
+
     def enter(self, caller: str, most: int | None) -> None:
         """Count a call of a caller; it has to `leave`.
 
@@ -134,6 +135,27 @@ class Calls:
         """Return once there are none, or after `most` seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), most)
+
+
+class Place:
+    """The place of one stream among the calls in progress."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls: Calls | None = calls
+
+    def __enter__(self) -> Self:
+        if self._calls is not None:
+            self._calls.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Count no more in what others share, and in what a stop of the server waits for."""
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.__exit__()
 
 
 class _Method:
@@ -221,73 +243,6 @@ class _Call:
             access_log.note(method.path, self._code, seconds, self._context.peer, self.admission.caller, **more)
 
 
-class Stream:
-    """Both directions of a stream, as its handler reads and writes them; counted, and limited to the caller's rate."""
-
-    def __init__(
-        self,
-        context: Context,
-        meter: MethodMeter,
-        admission: Admission,
-        count_events: Callable[[bytes], int],
-        *,
-        age_most: float = MAX_STREAM_AGE,
-        idle_most: float = MAX_STREAM_IDLE,
-    ) -> None:
-        """Make it, at its start.
-
-        Args:
-            context: gRPC's side of it.
-            meter: counts its messages.
-            admission: whose it is.
-            count_events: returns the number of events in a message.
-            age_most: seconds after which nothing more is read.
-            idle_most: seconds to wait for a message.
-        """
-        self._context = context
-        self.caller = admission.caller or ""
-        """The name of its caller; "" without one."""
-        self._meter = meter
-        self._bucket = admission.bucket
-        self._count_events = count_events
-        self._age_most = age_most
-        self._idle_most = idle_most
-        self._ends_at = time.monotonic() + age_most
-        self.received = 0
-        """Messages that were read."""
-
-    async def read(self) -> bytes:
-        """Read a message, or END_OF_STREAM.
-
-        A caller over its rate is read no faster, so that HTTP/2's flow control slows it; its stream does not fail.
-        The wait is before a message is read, so that cancelling it loses none, and is no time of idleness.
-
-        Raises:
-            StatusError: the stream has lived long enough, or nothing came for long.
-        """
-        if time.monotonic() > self._ends_at:
-            raise stream_too_old(self._age_most)
-        if self._bucket is not None and (debt := self._bucket.debt()) > 0:
-            await asyncio.sleep(debt)
-        message: bytes
-        try:
-            async with asyncio.timeout(self._idle_most):
-                message = await self._context.read()
-        except TimeoutError:
-            raise idle(self._idle_most) from None
-        if message is not END_OF_STREAM:
-            self.received += 1
-            self._meter.received.inc()
-            if self._bucket is not None:
-                self._bucket.charge(max(1, self._count_events(message)))  # a request without events costs one
-        return message
-
-    async def write(self, message: bytes) -> None:
-        """Write a message."""
-        await self._context.write(message)
-        self._meter.sent.inc()
-
-
 def unary(
     calls: Calls,
     service: str,
@@ -351,9 +306,9 @@ def stream(
         call = _Call(method, context)
         messages = 0
         try:
-            with calls:
+            with calls.place() as place:
                 call.admit()
-                both = Stream(context, method.meter, call.admission, count_events)
+                both = Stream(context, method.meter, call.admission, count_events, leave=place.leave)
                 try:
                     await handler(both)
                 finally:

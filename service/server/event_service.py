@@ -26,7 +26,8 @@ from service.outbox.base import Entry, Sink
 from service.outbox.deliveries import DeliveryWaiters
 from service.server import status
 from service.server.batch_send import BatchSend
-from service.server.calls import Calls, Context, Stream, parse, stream, unary
+from service.server.calls import Calls, Context, parse, stream, unary
+from service.server.stream import Stream
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL
 
@@ -62,7 +63,10 @@ class EventService:
         self._most_waiting = most_waiting
         self._waiting = 0
         self._draining = asyncio.Event()
-        self._batches = BatchSend(self._acceptance, self._draining)
+        self._batches = batches = BatchSend(self._acceptance, self._draining)
+        metrics.batch_bytes.set_function(lambda: batches.budget.used)
+        metrics.batch_streams_waiting.set_function(lambda: batches.budget.waiting)
+        metrics.unread_streams.set_function(lambda: batches.writes.unread)
 
     def drain(self) -> None:
         """Accept nothing new: streams answer the batches that they have read, and end."""

@@ -25,7 +25,7 @@ KEEPALIVE_INTERVAL = 60_000  # milliseconds between our own pings, which find co
 KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 # After this a caller is asked to connect again, so that callers spread over added replicas; gRPC spreads it by a tenth
 # either way. Calls in progress go on meanwhile: the grace is longer than the rest of a stream's life
-# (calls.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
+# (stream.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
 

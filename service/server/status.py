@@ -145,10 +145,10 @@ def slow_request(seconds: float) -> StatusError:
     return StatusError(code_pb2.UNAVAILABLE, "REQUEST_TOO_SLOW", message, retry_after=OVERLOAD_RETRY_DELAY)
 
 
-def too_many_unread() -> StatusError:
-    """UNAVAILABLE while too many answers are not read by those who asked for them."""
-    message = "too many answers wait to be read; read them, or end their calls"
-    return StatusError(code_pb2.UNAVAILABLE, "TOO_MANY_UNREAD", message, retry_after=OVERLOAD_RETRY_DELAY)
+def unread(seconds: float) -> StatusError:
+    """UNAVAILABLE for a stream whose caller did not read its answers; it comes behind what had been written."""
+    message = f"no answer was read for {seconds:g} s; send the unanswered batches again, with the same message_ids"
+    return StatusError(code_pb2.UNAVAILABLE, "UNREAD", message, retry_after=OVERLOAD_RETRY_DELAY)
 
 
 def too_many_calls_of(caller: str, most: int) -> StatusError:

@@ -97,6 +97,15 @@ class Metrics:
             "listener",
             ListenerName,
         )
+        self.batch_bytes = self._gauge(
+            "batch_bytes", "Requests and answers of BatchSend in memory, in bytes; above 64 MiB streams wait."
+        )
+        self.batch_streams_waiting = self._gauge(
+            "batch_streams_waiting", "Streams of BatchSend that wait for a part of those 64 MiB."
+        )
+        self.unread_streams = self._gauge(
+            "unread_streams", "Streams of BatchSend whose callers have not read an answer for 30 s."
+        )
         self.outbox_events = self._gauge("outbox_events", "Pending events in the outbox.")
         self.outbox_bytes = self._gauge(
             "outbox_bytes", "Serialized size of the pending events in bytes; on NATS, the size of its stream."

@@ -26,14 +26,15 @@ from pointillist_destination.v1.event_service_pb2 import (
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.events.batch_frame import count_events
 from service.events.validation import Violation
-from service.intake.byte_budget import ByteBudget, StreamBudget
+from service.intake.byte_budget import ByteBudget, OwnerBudget, StreamBudget
 from service.intake.token_bucket import TokenBucket
 from service.outbox.base import Refusal
 from service.sandbox.server import Behaviour
 from service.server import status
 from service.server.auth import Admission
-from service.server.calls import NOBODY, Context, Stream
+from service.server.calls import NOBODY, Context
 from service.server.status import StatusError, cut
+from service.server.stream import Stream
 from service.telemetry.grpc_metrics import GrpcMetrics
 from tests.support.events import event, track
 from tests.support.sandboxes import running_sandbox
@@ -195,17 +196,17 @@ async def test_a_rejection_cuts_a_message_id_that_is_as_large_as_a_request(share
 async def test_an_answer_counts_until_it_is_written() -> None:
     # given a budget of 100 bytes, of which a stream holds an answer of 60
     shared = ByteBudget(100)
-    budget = StreamBudget(shared, 50)
+    budget = StreamBudget(shared, 50, OwnerBudget(100, 100))
     assert budget.hold_now(10)
     budget.answer(60)
     budget.let_go(10)
 
     # then neither it nor another stream reads more than there is room for
-    assert not budget.may_read()
+    assert not budget.may_go_on()
     assert not shared.take_now(50)
 
     # when it is written
-    reading = asyncio.create_task(budget.until_may_read())
+    reading = asyncio.create_task(budget.until_may_go_on())
     await turns()
     assert not reading.done()
     budget.written(60)
@@ -217,7 +218,7 @@ async def test_an_answer_counts_until_it_is_written() -> None:
 
 async def test_a_stream_that_ends_gives_all_back_and_only_once() -> None:
     shared = ByteBudget(100)
-    budget = StreamBudget(shared, 50)
+    budget = StreamBudget(shared, 50, OwnerBudget(100, 100))
     assert budget.hold_now(70)
     budget.answer(40)
 

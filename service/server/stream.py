@@ -1,0 +1,93 @@
+"""A stream as its handler reads and writes it: counted, limited to its caller's rate, and ended in time."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import grpc
+
+from service.server.auth import Admission
+from service.server.request_reading import END_OF_STREAM
+from service.server.status import idle, stream_too_old
+from service.telemetry.grpc_metrics import MethodMeter
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
+MAX_STREAM_IDLE = 600.0  # seconds
+
+
+class Stream:
+    """Both directions of a stream, as its handler reads and writes them; counted, and limited to the caller's rate."""
+
+    def __init__(
+        self,
+        context: Context,
+        meter: MethodMeter,
+        admission: Admission,
+        count_events: Callable[[bytes], int],
+        *,
+        leave: Callable[[], None] = lambda: None,
+        age_most: float = MAX_STREAM_AGE,
+        idle_most: float = MAX_STREAM_IDLE,
+    ) -> None:
+        """Make it, at its start.
+
+        Args:
+            context: gRPC's side of it.
+            meter: counts its messages.
+            admission: whose it is.
+            count_events: returns the number of events in a message.
+            leave: has it count no more in what others share.
+            age_most: seconds after which nothing more is read.
+            idle_most: seconds to wait for a message.
+        """
+        self._context = context
+        self.caller = admission.caller or ""
+        """The name of its caller; "" without one."""
+        self.leave = leave
+        """Has it count no more in what others share, and in what a stop of the server waits for."""
+        self._meter = meter
+        self._bucket = admission.bucket
+        self._count_events = count_events
+        self._age_most = age_most
+        self._idle_most = idle_most
+        self._ends_at = time.monotonic() + age_most
+        self.received = 0
+        """Messages that were read."""
+
+    async def read(self) -> bytes:
+        """Read a message, or END_OF_STREAM.
+
+        A caller over its rate is read no faster, so that HTTP/2's flow control slows it; its stream does not fail.
+        The wait is before a message is read, so that cancelling it loses none, and is no time of idleness.
+
+        Raises:
+            StatusError: the stream has lived long enough, or nothing came for long.
+        """
+        if time.monotonic() > self._ends_at:
+            raise stream_too_old(self._age_most)
+        if self._bucket is not None and (debt := self._bucket.debt()) > 0:
+            await asyncio.sleep(debt)
+        message: bytes
+        try:
+            async with asyncio.timeout(self._idle_most):
+                message = await self._context.read()
+        except TimeoutError:
+            raise idle(self._idle_most) from None
+        if message is not END_OF_STREAM:
+            self.received += 1
+            self._meter.received.inc()
+            if self._bucket is not None:
+                self._bucket.charge(max(1, self._count_events(message)))  # a request without events costs one
+        return message
+
+    async def begin(self) -> None:
+        """Send the initial metadata, after which a status can follow a message that the caller has not read."""
+        await self._context.send_initial_metadata(())
+
+    async def write(self, message: bytes) -> None:
+        """Write a message; returns once the caller's window had room for it."""
+        await self._context.write(message)
+        self._meter.sent.inc()

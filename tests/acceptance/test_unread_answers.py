@@ -1,0 +1,39 @@
+"""Streams that send and never read: honest callers go on, the process still ends, and memory is bounded."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.neighbours import BAD, EVENT_SERVICE, street
+from tests.support.raw_http2 import message, raw_connection
+from tests.support.sizes import IS_FULL, sized
+
+SECONDS = sized(1.5, 40.0)
+BATCH = message(b"\x12\x00" * 5_000)
+MAX_P99 = 500.0  # ms
+
+
+@pytest.mark.parametrize("streams", [45, pytest.param(450, marks=pytest.mark.long)])
+async def test_streams_that_never_read_hold_up_nobody(tmp_path: Path, streams: int) -> None:
+    async with street(tmp_path) as here, AsyncExitStack() as stack:
+
+        async def attack() -> None:
+            for _ in range(streams):
+                connection = await stack.enter_async_context(raw_connection(here.address, window=0))
+                await connection.call(f"{EVENT_SERVICE}/BatchSend", BATCH * 5, token=BAD, ends=False)
+            await asyncio.sleep(SECONDS)
+
+        # when
+        await here.beside(attack)
+        await here.until_delivered()
+        await here.stop()
+
+        # then
+        here.show()
+        for seen in here.seen.values():
+            assert seen.ok_share == 1
+        if IS_FULL:
+            assert here.seen["batch"].percentile(0.99) < MAX_P99
+            assert here.stopped_in < 3
