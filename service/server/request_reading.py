@@ -118,16 +118,19 @@ class RequestReading:
     def _hand_on(self) -> None:
         """Give free places to those who wait: one caller after the other, each of them in order."""
         for owner in list(self._waiting):
+            if self._taken >= self._places:
+                return
+            if owner and self._taken_by[owner] >= self._share:
+                continue
             line = self._waiting.pop(owner)
-            while line and self._taken < self._places and (not owner or self._taken_by[owner] < self._share):
+            while line:
                 place = line.popleft()
-                if place.done():  # cancelled, and about to leave
-                    continue
-                self._taken += 1
-                if owner:
-                    self._taken_by[owner] += 1
-                place.set_result(None)
-                break
+                if not place.done():  # one that is cancelled is about to leave
+                    self._taken += 1
+                    if owner:
+                        self._taken_by[owner] += 1
+                    place.set_result(None)
+                    break
             if line:
                 self._waiting[owner] = line  # behind the others
 
