@@ -6,6 +6,7 @@ Requests arrive as bytes, so that one that does not parse gets an answer of ours
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL
 
 MAX_WAIT = 300.0  # seconds that a call may wait for a delivery
+MAX_WAITING_ON_CONNECTION = 50  # calls; half of the streams that a connection has, so that its other calls get through
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 
 
@@ -62,6 +64,7 @@ class EventService:
         self._deliveries = deliveries
         self._most_waiting = most_waiting
         self._waiting = 0
+        self._waiting_on: Counter[str] = Counter()
         self._draining = asyncio.Event()
         self._batches = batches = BatchSend(self._acceptance, self._draining)
         metrics.batch_bytes.set_function(lambda: batches.budget.used)
@@ -115,7 +118,7 @@ class EventService:
             receipt.outcome = event_service_pb2.OUTCOME_VALIDATED
         elif options.wait_for_delivery:
             entry = Entry(message.message_id, payload, accepted_at, CALL.get(), is_awaited=True)
-            with self._place_to_wait():
+            with self._place_to_wait(context.peer()):
                 receipt.outcome = await self._deliver(entry, context)
         else:
             receipt.outcome = await self._accept(Entry(message.message_id, payload, accepted_at, CALL.get()))
@@ -128,19 +131,23 @@ class EventService:
         return event_service_pb2.OUTCOME_ACCEPTED if is_new else event_service_pb2.OUTCOME_DUPLICATE
 
     @contextmanager
-    def _place_to_wait(self) -> Iterator[None]:
-        """Count a call that waits for a delivery.
+    def _place_to_wait(self, connection: str) -> Iterator[None]:
+        """Count a call that waits for a delivery, in all and on its connection.
 
         Raises:
             StatusError: UNAVAILABLE; nothing is stored.
         """
-        if self._waiting >= self._most_waiting:
+        if self._waiting >= self._most_waiting or self._waiting_on[connection] >= MAX_WAITING_ON_CONNECTION:
             raise status.too_many_waiting()
         self._waiting += 1
+        self._waiting_on[connection] += 1
         try:
             yield
         finally:
             self._waiting -= 1
+            self._waiting_on[connection] -= 1
+            if not self._waiting_on[connection]:
+                del self._waiting_on[connection]
 
     async def _deliver(self, entry: Entry, context: Context) -> event_service_pb2.Outcome.ValueType:
         """Accept an event and wait until it is settled for good; a repeat waits for the event that waits already."""
