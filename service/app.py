@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -48,9 +47,6 @@ from service.telemetry.tracing import Tracing, start_tracing
 HEARTBEAT_INTERVAL = 0.5  # seconds between the heartbeats of a loop that has nothing to do
 QUIET_BEFORE_STOP = 0.2  # seconds in which calls that gRPC has queued get their UNAVAILABLE, and not its CANCELLED
 WAITING_SHARE = 0.1  # of all calls may wait for a delivery, so that those of an outage do not shut out the others
-# Seconds for which a thread may keep the interpreter while others want it. The outbox's writer asks for it at each call
-# of SQLite, and would wait 5 ms for each beside a busy event loop; without load it costs nothing.
-SWITCH_INTERVAL = 0.0005
 LAST_ANSWERS_GRACE = 0.5  # seconds for the last answers to leave, after their calls have ended
 
 log = structlog.get_logger()
@@ -395,5 +391,4 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         loop.add_signal_handler(signal.SIGUSR1, change_log_level)
         await app.run(started)
 
-    sys.setswitchinterval(SWITCH_INTERVAL)
     uvloop.run(run())

@@ -38,7 +38,9 @@ class RequestReading:
         self._late: set[asyncio.Task[object]] = set()
         self._taken = 0
         self._taken_by: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller; whose turn it is comes first
+        self._waiting: dict[
+            str, deque[tuple[asyncio.Future[None], float]]
+        ] = {}  # by caller; whose turn it is comes first
         self._timer: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context, caller: str | None, type_name: str, *, may_end: bool = False) -> bytes:
@@ -80,19 +82,17 @@ class RequestReading:
         if self._take_now(owner):
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(place)
+        line = self._waiting.get(owner)
+        if line is None:
+            line = self._waiting[owner] = deque()
+        line.append((place, time.monotonic()))
         if self._timer is None:
             self._arm()
         try:
-            async with asyncio.timeout(self._longest):
-                await place
-        except BaseException as error:
-            if place.done() and not place.cancelled():
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # it was given in the same turn of the loop
                 self.give_back(owner)
-            else:
-                self._forget(owner, place)
-            if isinstance(error, TimeoutError):
-                raise too_many_calls() from None
             raise
 
     def give_back(self, owner: str) -> None:
@@ -124,7 +124,7 @@ class RequestReading:
                 continue
             line = self._waiting.pop(owner)
             while line:
-                place = line.popleft()
+                place, _ = line.popleft()
                 if not place.done():  # one that is cancelled is about to leave
                     self._taken += 1
                     if owner:
@@ -134,13 +134,6 @@ class RequestReading:
             if line:
                 self._waiting[owner] = line  # behind the others
 
-    def _forget(self, owner: str, place: "asyncio.Future[None]") -> None:
-        line = self._waiting.get(owner)
-        if line is not None and place in line:
-            line.remove(place)
-            if not line:
-                del self._waiting[owner]
-
     def _arm(self) -> None:
         interval = min(self._longest, self._contended) / CHECKS
         self._timer = asyncio.get_running_loop().call_later(interval, self._check)
@@ -149,6 +142,7 @@ class RequestReading:
         """End the reads that take too long: all of them after `longest`, and for those who wait after `contended`."""
         self._timer = None
         now = time.monotonic()
+        self._end_waiting(now - self._longest)
         needed = sum(map(len, self._waiting.values()))
         for task, since in self._reading.items():
             if now - since < (self._contended if needed > 0 else self._longest):
@@ -159,3 +153,13 @@ class RequestReading:
             needed -= 1
         if self._reading or self._waiting:
             self._arm()
+
+    def _end_waiting(self, limit: float) -> None:
+        """Refuse those who have waited for a place since before `limit`."""
+        for owner, line in list(self._waiting.items()):
+            while line and (line[0][1] < limit or line[0][0].done()):
+                place, _ = line.popleft()
+                if not place.done():
+                    place.set_exception(too_many_calls())
+            if not line:
+                del self._waiting[owner]
