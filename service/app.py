@@ -114,17 +114,17 @@ class App:
             parts = await self._build(stack)
             self._reloader = parts.reloader
             relaying = asyncio.create_task(self._relay(parts))
+            await parts.server.start()
+            parts.health.refresh()
             loops = (
                 parts.health.run(),
                 parts.reloader.run(),
                 _wake_relay(parts.relay),
                 _beat_writer(parts.outbox, parts.metrics),
                 parts.outbox.watch(),
+                *(listener.run() for listener in self._listeners),
             )
             watching = [asyncio.create_task(loop) for loop in loops]
-            await parts.server.start()
-            watching += [asyncio.create_task(listener.run()) for listener in self._listeners]
-            parts.health.refresh()
             _log_settings(self._settings)
             metrics_listen = str(parts.metrics_server.listen or "off")
             log.info("serving", address=str(self.grpc_listen), metrics=metrics_listen)

@@ -33,7 +33,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL
 
 MAX_WAIT = 300.0  # seconds that a call may wait for a delivery
-MAX_WAITING_ON_CONNECTION = 50  # calls; half of the streams that a connection has, so that its other calls get through
+MAX_WAITING_ON_CONNECTION = 50  # calls, so that one channel's do not fill the share of all
 SERVICE_NAME = "pointillist_destination.v1.EventService"
 
 

@@ -16,7 +16,8 @@ from service.server.health import Health
 from service.server.tls import server_credentials
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
-MAX_STREAMS = 100  # calls at a time on one connection; more wait in the caller, or go over a second channel
+# With 100, a channel with 64 callers was refused streams: the next call comes before gRPC takes the last off its list.
+MAX_STREAMS = 1000  # calls at a time on one connection; more wait in the caller
 MAX_HEALTH_MESSAGE_SIZE = 4096  # bytes of one request on the listener of health alone
 MAX_HEALTH_STREAMS = 100  # calls at a time on one of its connections
 NO_COMPRESSION = 1  # the bit of "identity" alone

@@ -185,7 +185,7 @@ async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail
         caller, ledger = full.caller, full.caller.ledger
         limit_files(full.server, MAX_FILE)
         await caller.send_until_refused()
-        limit_files(full.server, MAX_FILE // 2)  # so that a smaller event does not fit either
+        limit_files(full.server, 1)  # so that nothing fits, also where the log begins anew
 
         # given
         numbers = range(ledger.sent + 1, ledger.sent + 1 + BATCH)
@@ -194,6 +194,8 @@ async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail
         events = [ledger.events.event(number) for number in numbers]
         await call.write(event_service_pb2.BatchSendRequest(sequence=7, events=events))
         answering = asyncio.create_task(call.read())
+        received = "grpc_server_msg_received_total{BatchSend,pointillist_destination.v1.EventService,bidi_stream}"
+        await full.server.until_metrics(lambda metrics: metrics[received] == 1)
         again = await caller.send()
         waited = not answering.done()
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.neighbours import BAD, EVENT_SERVICE, street
-from tests.support.raw_http2 import message, raw_connection
+from tests.support.raw_http2 import MAX_WINDOW, message, raw_connection
 from tests.support.sizes import IS_FULL, sized
 
 SECONDS = sized(1.5, 40.0)
 BATCH = message(b"\x12\x00" * 5_000)
 MAX_P99 = 500.0  # ms
+GRACE = 2.0  # seconds, as the street sets it
 
 
 @pytest.mark.parametrize("streams", [45, pytest.param(450, marks=pytest.mark.long)])
@@ -37,3 +38,21 @@ async def test_streams_that_never_read_hold_up_nobody(tmp_path: Path, streams: i
         if IS_FULL:
             assert here.seen["batch"].percentile(0.99) < MAX_P99
             assert here.stopped_in < 3
+
+
+async def test_the_process_ends_behind_a_peer_that_does_not_read_its_connection(tmp_path: Path) -> None:
+    async with street(tmp_path) as here, AsyncExitStack() as stack:
+        # given answers that fill the buffers of a socket
+        for _ in range(3):
+            raw = raw_connection(here.address, window=MAX_WINDOW, reads=False)
+            connection = await stack.enter_async_context(raw)
+            await connection.open_window(0)
+            for _ in range(10):
+                await connection.call(f"{EVENT_SERVICE}/BatchSend", BATCH, token=BAD, ends=False)
+        await here.server.until_metrics(lambda metrics: metrics["events_total{rejected}"] >= 10_000)
+
+        # when
+        await here.stop()
+
+        # then
+        assert here.stopped_in < GRACE + 3
