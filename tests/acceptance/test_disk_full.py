@@ -183,6 +183,9 @@ async def test_what_was_acknowledged_before_the_file_could_not_grow_outlives_a_k
 async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail(tmp_path: Path) -> None:
     async with scene(tmp_path / "outbox.db") as full:
         caller, ledger = full.caller, full.caller.ledger
+        call = caller.stub.BatchSend()  # it is being read before the disk is full
+        await call.write(event_service_pb2.BatchSendRequest(sequence=6))
+        await call.read()
         limit_files(full.server, MAX_FILE)
         await caller.send_until_refused()
         limit_files(full.server, 1)  # so that nothing fits, also where the log begins anew
@@ -190,12 +193,11 @@ async def test_a_batch_that_was_read_waits_for_room_and_its_stream_does_not_fail
         # given
         numbers = range(ledger.sent + 1, ledger.sent + 1 + BATCH)
         ledger.sent += BATCH
-        call = caller.stub.BatchSend()
         events = [ledger.events.event(number) for number in numbers]
         await call.write(event_service_pb2.BatchSendRequest(sequence=7, events=events))
         answering = asyncio.create_task(call.read())
         received = "grpc_server_msg_received_total{BatchSend,pointillist_destination.v1.EventService,bidi_stream}"
-        await full.server.until_metrics(lambda metrics: metrics[received] == 1)
+        await full.server.until_metrics(lambda metrics: metrics[received] == 2)
         again = await caller.send()
         waited = not answering.done()
 
