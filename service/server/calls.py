@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 import grpc
 import structlog
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
 from service.server.auth import Admission, Authenticator, subject
-from service.server.request_reading import RequestReading
+from service.server.request_reading import Context, RequestReading
 from service.server.status import (
     StatusError,
     outbox_unavailable,
@@ -34,7 +34,6 @@ from service.telemetry.access_log import AccessLog
 from service.telemetry.grpc_metrics import CODES, GrpcMetrics, MethodMeter, MethodType
 from service.telemetry.tracing import CALL, CallSpan, Tracing
 
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Request = TypeVar("Request", bound=Message)
 
 # Requests of up to 4 MiB that are being read at a time: 64 MiB, and half of them at most for one caller.

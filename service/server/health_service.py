@@ -18,11 +18,9 @@ from grpc_health.v1 import health_pb2
 
 from service.server.calls import abort, parse
 from service.server.health import NAMES, Health
-from service.server.request_reading import RequestReading
+from service.server.request_reading import Context, RequestReading
 from service.server.status import StatusError, too_many_watchers, unexpected
 from service.telemetry.access_log import host
-
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 SERVICE_NAME = "grpc.health.v1.Health"
 MAX_WATCHERS = 1_000  # of one listener that read what they are told

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -10,10 +10,8 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from service.server.auth import Authenticator
 from service.server.calls import abort, parse
-from service.server.request_reading import END_OF_STREAM, RequestReading
+from service.server.request_reading import END_OF_STREAM, Context, RequestReading
 from service.server.status import StatusError, too_many_calls
-
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 SERVICE_NAME: Final = reflection.SERVICE_NAME
 MAX_CALLS: Final = 100  # at a time; a client asks on one, and ends it

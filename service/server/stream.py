@@ -3,16 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeAlias
-
-import grpc
 
 from service.server.auth import Admission
-from service.server.request_reading import END_OF_STREAM
+from service.server.request_reading import END_OF_STREAM, Context
 from service.server.status import idle, stream_too_old
 from service.telemetry.grpc_metrics import MethodMeter
-
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 MAX_STREAM_AGE = 1800.0  # seconds; connections (grpc_server.py) live longer, so that a stream ends by itself
 MAX_STREAM_IDLE = 600.0  # seconds

@@ -6,7 +6,6 @@ watches and checks health, are processes of their own. A callers file is in forc
 
 import asyncio
 import hashlib
-import os
 import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -135,8 +134,3 @@ def allow_connections() -> None:
     """Raise this process' soft limit of open descriptors, for attacks over many connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def is_root() -> bool:
-    """True if this process may do what only root may."""
-    return os.geteuid() == 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ async def send(here: Street, batches: list[int], batch: bytes, ends_at: float) -
 
 @pytest.mark.parametrize("kind", ["invalid", "duplicate"])
 async def test_small_calls_are_answered_beside_streams_of_large_batches(tmp_path: Path, kind: str) -> None:
-    async with street(tmp_path) as here, AsyncExitStack():
+    async with street(tmp_path) as here:
         batch = INVALID if kind == "invalid" else duplicates()
         batches: list[int] = []
 
