@@ -168,8 +168,11 @@ class Pick(StrEnum):
 class Sink(Protocol):
     """The half of the outbox that stores events. Called from one event loop only; raises OutboxError only."""
 
-    async def put(self, entries: Sequence[Entry]) -> list[bool]:
+    async def put(self, entries: Sequence[Entry], *, in_bulk: bool = False) -> list[bool]:
         """Store events, all or none, and return once they are on disk.
+
+        Puts are executed in the order of the calls, but those in bulk may be overtaken by others, which so do not wait
+        for all of them.
 
         On JetStream, a put that fails may have stored some of the events (docs/nats.md).
 

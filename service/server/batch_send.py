@@ -172,14 +172,23 @@ class BatchSend:
                 break
         size = verdicts.size
         budget.answer(size)
-        ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries))
-        ready.add_done_callback(lambda _: budget.let_go(len(request)))
+        in_bulk = len(frame.events) > SMALL_BATCH or both.bulk_puts > 0  # none overtakes an earlier one of its stream
+        both.bulk_puts += in_bulk
+
+        def done(_: object) -> None:
+            budget.let_go(len(request))
+            both.bulk_puts -= in_bulk
+
+        ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries, in_bulk=in_bulk))
+        ready.add_done_callback(done)
         return _Answer(ready, size)
 
-    async def _answer(self, response: event_service_pb2.BatchSendResponse, entries: Sequence[Entry]) -> bytes:
+    async def _answer(
+        self, response: event_service_pb2.BatchSendResponse, entries: Sequence[Entry], *, in_bulk: bool
+    ) -> bytes:
         """Store events, and complete the answer."""
         if entries:
-            stored = await self._put(entries)
+            stored = await self._put(entries, in_bulk=in_bulk)
             response.accepted = sum(stored)
             response.duplicates = len(stored) - response.accepted
         self._acceptance.count_batch(
@@ -190,7 +199,7 @@ class BatchSend:
         )
         return response.SerializeToString()
 
-    async def _put(self, entries: Sequence[Entry]) -> list[bool]:
+    async def _put(self, entries: Sequence[Entry], *, in_bulk: bool) -> list[bool]:
         """Store events; a batch that was read waits for the outbox instead of failing.
 
         Batches are put in the order they came in, also after a refusal: the order of a stream's events is kept, and an
@@ -201,13 +210,13 @@ class BatchSend:
         number = line.arrive()
         if line.is_empty():
             with contextlib.suppress(OutboxUnavailableError):
-                return await sink.put(entries)
+                return await sink.put(entries, in_bulk=in_bulk)
         pause = 0.0
         while True:
             with line.place(number):
                 await self._unless_draining(self._may_put(number, pause))
             try:
-                return await sink.put(entries)
+                return await sink.put(entries, in_bulk=in_bulk)
             except OutboxUnavailableError as error:
                 pause = min(error.retry_after, MAX_FULL_PAUSE)
 

@@ -51,6 +51,8 @@ class Stream:
         self._ends_at = time.monotonic() + age_most
         self.received = 0
         """Messages that were read."""
+        self.bulk_puts = 0
+        """Puts in bulk of its events that are not done."""
 
     async def read(self) -> bytes:
         """Read a message, or END_OF_STREAM.

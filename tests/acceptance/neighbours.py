@@ -21,12 +21,15 @@ from tests.support.waiting import until
 
 HONEST = "a-token-of-an-honest-caller"
 BAD = "a-token-of-a-bad-neighbour"
+BAD_ONES = [f"{BAD}-{number}" for number in range(40)]
+"""Tokens of further bad neighbours, each a caller of its own."""
 OPERATOR = "a-token-of-an-operator"
 CALLERS = "\n".join(
     f'[callers.{name}]\nsha256 = "{hashlib.sha256(token.encode()).hexdigest()}"\nmethods = {methods}'
     for name, token, methods in (
         ("honest", HONEST, '["EventService"]'),
         ("bad", BAD, '["EventService", "DeadLetterService"]'),
+        *((f"bad-{number}", token, '["EventService"]') for number, token in enumerate(BAD_ONES)),
         ("operator", OPERATOR, '["DeadLetterService"]'),
     )
 )

@@ -8,7 +8,7 @@ import pytest
 
 from pointillist_destination.v1.event_pb2 import Event, Track
 from pointillist_destination.v1.event_service_pb2 import BatchSendRequest
-from tests.acceptance.neighbours import BAD, EVENT_SERVICE, Street, street
+from tests.acceptance.neighbours import BAD, BAD_ONES, EVENT_SERVICE, Street, street
 from tests.support.raw_http2 import MAX_WINDOW, data_frames, message, raw_connection
 from tests.support.sizes import IS_FULL, sized
 from tests.support.waiting import until
@@ -27,11 +27,11 @@ def duplicates() -> bytes:
     return message(BatchSendRequest(events=[one] * 2_000).SerializeToString())
 
 
-async def send(here: Street, batches: list[int], batch: bytes, ends_at: float) -> None:
+async def send(here: Street, token: str, batches: list[int], batch: bytes, ends_at: float) -> None:
     """Send one batch after the other on a stream, each when the one before it is answered."""
     async with raw_connection(here.address, window=MAX_WINDOW) as connection:
         await connection.open_window(0)
-        stream = await connection.call(f"{EVENT_SERVICE}/BatchSend", batch, token=BAD, ends=False)
+        stream = await connection.call(f"{EVENT_SERVICE}/BatchSend", batch, token=token, ends=False)
         answer = connection.answers[stream]
         while time.monotonic() < ends_at and not answer.is_ended:
             before = answer.messages
@@ -41,15 +41,16 @@ async def send(here: Street, batches: list[int], batch: bytes, ends_at: float) -
         assert not answer.is_ended, answer.headers
 
 
-@pytest.mark.parametrize("kind", ["invalid", "duplicate"])
+@pytest.mark.parametrize("kind", ["invalid", "duplicate", "invalid of 40 callers", "duplicate of 40 callers"])
 async def test_small_calls_are_answered_beside_streams_of_large_batches(tmp_path: Path, kind: str) -> None:
     async with street(tmp_path) as here:
-        batch = INVALID if kind == "invalid" else duplicates()
+        batch = INVALID if kind.startswith("invalid") else duplicates()
+        tokens = BAD_ONES if "callers" in kind else [BAD] * STREAMS
         batches: list[int] = []
 
         async def attack() -> None:
             ends_at = time.monotonic() + SECONDS
-            await asyncio.gather(*(send(here, batches, batch, ends_at) for _ in range(STREAMS)))
+            await asyncio.gather(*(send(here, token, batches, batch, ends_at) for token in tokens))
 
         # when
         await here.beside(attack)

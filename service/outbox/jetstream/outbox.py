@@ -196,7 +196,7 @@ class JetStreamOutbox:
 
     # -- the verbs
 
-    async def put(self, entries: Sequence[Entry]) -> list[bool]:
+    async def put(self, entries: Sequence[Entry], *, in_bulk: bool = False) -> list[bool]:  # noqa: ARG002  shares no commit
         """Store events and return once the stream acknowledged them all. See Sink.put."""
         first = {entry.message_id: index for index, entry in reversed(list(enumerate(entries)))}
         once = [entry for index, entry in enumerate(entries) if first[entry.message_id] == index]

@@ -1,12 +1,25 @@
 """A group commit: the work of one turn of the outbox's writer, and the counts that it changes."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.errors import OutboxUnavailableError
 from service.outbox.base import Entry, Refusal, Stored
+
+BULK_EVENTS = 2000  # put in bulk by one transaction; a larger put has one of its own
+
+
+class Put(NamedTuple):
+    """Events to be put together."""
+
+    entries: Sequence[Entry]
+    future: asyncio.Future[list[bool]]
+    """Receives the result."""
+    size: int
+    """Sum of the payloads, in bytes."""
 
 
 @dataclass(slots=True)
@@ -32,7 +45,7 @@ class Counts:
 class GroupCommit:
     """Work done together: settle, put and call in one transaction, then read."""
 
-    puts: list[tuple[Sequence[Entry], "asyncio.Future[list[bool]]"]] = field(default_factory=list)
+    puts: list[Put] = field(default_factory=list)
     put_events: int = 0
     put_bytes: int = 0
     acks: list[Stored] = field(default_factory=list)
@@ -61,11 +74,11 @@ class GroupCommit:
     has_settled: bool = False
     """True if some settlements were written nevertheless."""
 
-    def put(self, entries: Sequence[Entry], future: "asyncio.Future[list[bool]]") -> None:
-        """Add events to be put; `future` receives the result."""
-        self.puts.append((entries, future))
-        self.put_events += len(entries)
-        self.put_bytes += sum(len(entry.payload) for entry in entries)
+    def put(self, put: Put) -> None:
+        """Add events to be put."""
+        self.puts.append(put)
+        self.put_events += len(put.entries)
+        self.put_bytes += put.size
 
     def ack(self, stored: Stored) -> None:
         """Add the settlement of a delivered event."""
@@ -113,12 +126,6 @@ class GroupCommit:
             else:
                 future.set_result(result)
 
-    def refuse_puts(self, error: OutboxUnavailableError) -> list[tuple["asyncio.Future[Any]", Any]]:
-        """Take the puts out, and return the outcome of each, so that none overtakes those that were refused before."""
-        refused: list[tuple[asyncio.Future[Any], Any]] = [(future, error) for _, future in self.puts]
-        self.puts, self.put_events, self.put_bytes = [], 0, 0
-        return refused
-
     def settlements(self) -> int:
         """Return the number of events that it settles."""
         return len(self.acks) + len(self.naks) + len(self.terms)
@@ -129,7 +136,58 @@ class GroupCommit:
 
     def fail(self, error: Exception) -> None:
         """Fail every future with an error. Called on the event loop."""
-        futures: list[asyncio.Future[Any]] = [future for _, future in (*self.puts, *self.calls, *self.reads)]
+        futures: list[asyncio.Future[Any]] = [
+            *(put.future for put in self.puts),
+            *(future for _, future in (*self.calls, *self.reads)),
+        ]
         for future in futures:
             if not future.done():
                 future.set_exception(error)
+
+
+@dataclass(slots=True)
+class WaitingPuts:
+    """Puts that wait for their group commit.
+
+    Those in bulk take turns, and leave every other commit to the rest: so the rest waits for at most one commit with
+    bulk, and bulk for at most one without. No put overtakes one in bulk that came after it.
+    """
+
+    events: int = 0
+    bytes: int = 0
+    """Sum of the payloads."""
+    _puts: list[Put] = field(default_factory=list)
+    _bulk: deque[Put] = field(default_factory=deque)
+    _is_turn_of_bulk: bool = True
+
+    def add(self, put: Put, *, in_bulk: bool) -> None:
+        """Add a put behind those that wait."""
+        (self._bulk if in_bulk else self._puts).append(put)
+        self.events += len(put.entries)
+        self.bytes += put.size
+
+    def fill(self, work: GroupCommit) -> None:
+        """Move those whose turn it is to a group commit."""
+        puts, self._puts = self._puts, []
+        if self._bulk and puts and not self._is_turn_of_bulk:
+            self._is_turn_of_bulk = True
+        else:
+            self._is_turn_of_bulk = not self._bulk
+            room = BULK_EVENTS
+            while self._bulk and (room == BULK_EVENTS or len(self._bulk[0].entries) <= room):
+                puts.append(self._bulk.popleft())
+                room -= len(puts[-1].entries)
+        for put in puts:
+            self.events -= len(put.entries)
+            self.bytes -= put.size
+            work.put(put)
+
+    def take_all(self) -> list[Put]:
+        """Take all out, and return them."""
+        puts = [*self._puts, *self._bulk]
+        self._puts, self._bulk, self.events, self.bytes = [], deque(), 0, 0
+        return puts
+
+    def __bool__(self) -> bool:
+        """Return True if any wait."""
+        return bool(self._puts or self._bulk)

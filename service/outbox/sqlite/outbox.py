@@ -18,7 +18,7 @@ from service.outbox.base import Attachment, Entry, Pick, Refusal, Stats, Stored,
 from service.outbox.capacity import DELAY, Bounds, Capacity, CapacityWaiters
 from service.outbox.sqlite.database import Database
 from service.outbox.sqlite.dead_letters import SqliteDeadLetters
-from service.outbox.sqlite.group_commit import Counts, GroupCommit
+from service.outbox.sqlite.group_commit import Counts, GroupCommit, Put, WaitingPuts
 from service.outbox.sqlite.tail import TailCache
 from service.outbox.sqlite.writer import WRITER_ENDED, Writer
 from service.outbox.trial import Trials
@@ -68,6 +68,7 @@ class SqliteOutbox:
         self._retry_max_delay = retry_max_delay
         self._loop = asyncio.get_running_loop()
         self._next = GroupCommit()
+        self._puts = WaitingPuts()
         self._writing: GroupCommit | None = None
         self._handed_over_at = 0.0
         self._is_stuck = False  # the disk refused settlements and has taken none since
@@ -101,11 +102,11 @@ class SqliteOutbox:
 
     # -- the verbs
 
-    async def put(self, entries: Sequence[Entry]) -> list[bool]:
+    async def put(self, entries: Sequence[Entry], *, in_bulk: bool = False) -> list[bool]:
         """Store events and return once they are fsynced. See Sink.put."""
         self._refuse_when_full()
         future: asyncio.Future[list[bool]] = self._future()
-        self._next.put(entries, future)
+        self._puts.add(Put(entries, future, sum(len(entry.payload) for entry in entries)), in_bulk=in_bulk)
         self._schedule()
         return await future
 
@@ -225,9 +226,9 @@ class SqliteOutbox:
         if self._writing is not None and self._clock.steady() - self._handed_over_at > MAX_ROUND:
             return OutboxUnavailableError(f"the disk of the outbox has not answered for {MAX_ROUND:.0f} s", DELAY)
         events, size = self._counts.events, self._counts.bytes + self._writer.log_excess
-        for queued in (self._next, self._writing):
-            if queued is not None:
-                events, size = events + queued.put_events, size + queued.put_bytes
+        events, size = events + self._puts.events, size + self._puts.bytes
+        if self._writing is not None:
+            events, size = events + self._writing.put_events, size + self._writing.put_bytes
         return self._capacity.full(events, size)
 
     def _refuse_when_full(self) -> None:
@@ -258,6 +259,7 @@ class SqliteOutbox:
     def _end(self, reason: str) -> None:
         """Stop accepting work, and fail everything that is pending."""
         self._over = self._over or reason
+        self._next.puts += self._puts.take_all()
         for unfinished in (self._writing, self._next):
             if unfinished is not None:
                 unfinished.fail(self._ended(self._over))
@@ -315,6 +317,7 @@ class SqliteOutbox:
         self._timer = None
         if self._closed or self._over is not None:
             return
+        self._puts.fill(self._next)
         self._writing, self._next = self._next, GroupCommit()
         self._handed_over_at = self._clock.steady()
         self._writer.hand_over(self._writing)
@@ -333,14 +336,15 @@ class SqliteOutbox:
             self._capacity.note_drained(len(done.acks) + len(done.terms))
         self._note_disk(done)
         if done.refused is not None:
-            done.done += following.refuse_puts(done.refused)
+            # No put overtakes those that were refused before.
+            done.done += [(put.future, done.refused) for put in self._puts.take_all()]
         done.resolve()
         for stored in done.new:
             self._tail.append(stored)
         if done.calls or done.is_apart:  # events were added that were never in the tail
             self._tail.clear()
         self._waiters.notify()
-        if following.puts or following.calls or following.reads or following.is_trial:
+        if self._puts or following.calls or following.reads or following.is_trial:
             self._schedule()
         elif following.settlements() or following.released:
             self._schedule(linger=True)

@@ -169,7 +169,7 @@ class Writer:
         with self._file.transaction() as change:
             self._settle(work, change)
             if work.puts:
-                entries, now = [entry for some, _ in work.puts for entry in some], self._now()
+                entries, now = [entry for put in work.puts for entry in put.entries], self._now()
                 ids = self._file.put(entries, now, change)
                 if self._tail.is_whole:
                     new = [
@@ -178,9 +178,10 @@ class Writer:
                         if id_
                     ]
                 start = 0
-                for some, future in work.puts:
-                    done.append((future, [id_ > 0 for id_ in ids[start : start + len(some)]]))
-                    start += len(some)
+                for put in work.puts:
+                    end = start + len(put.entries)
+                    done.append((put.future, [id_ > 0 for id_ in ids[start:end]]))
+                    start = end
             done.extend((future, call(change)) for call, future in work.calls)
             if work.is_trial:
                 self._file.touch()
@@ -198,7 +199,7 @@ class Writer:
         """
         work.is_apart = True
         settlements = [(piece, Part(partial(self._settle, piece))) for piece in work.each_settlement()]
-        puts = [(future, Part(partial(self._put, entries))) for entries, future in work.puts]
+        puts = [(put.future, Part(partial(self._put, put.entries))) for put in work.puts]
         calls = [(future, Part(call)) for call, future in work.calls]
         try:
             execute_parts(self._file.transaction, [part for _, part in settlements])
@@ -233,7 +234,7 @@ class Writer:
     def _refuse(self, work: GroupCommit, error: OutboxUnavailableError) -> None:
         """Fail the callers of a group commit that the disk refused, but try to settle: that needs less space."""
         work.refused = error
-        work.done += [(future, error) for _, future in work.puts]
+        work.done += [(put.future, error) for put in work.puts]
         work.done += [(future, error) for _, future in work.calls]
         if not work.settlements() or self._settle_alone(work):
             return

@@ -1,17 +1,23 @@
 """The order of the batches of a stream, while the outbox is full or its disk refuses."""
 
 import asyncio
+import itertools
+import sqlite3
 import threading
 from pathlib import Path
 
+from pointillist_destination.v1.event_service_pb2 import BatchSendRequest
+from service.events.message_id import digest
 from service.intake.acceptance import Acceptance
+from service.intake.judging import SMALL_BATCH
 from service.outbox.capacity import REFUSED_PAUSE, Bounds
 from service.outbox.sqlite.outbox import SqliteOutbox
 from service.server.batch_send import BatchSend
 from service.telemetry.metrics import Metrics
 from tests.support.clock import HandClock
-from tests.support.events import entry
+from tests.support.events import entry, event
 from tests.support.outboxes import opened, refuse_writes
+from tests.support.servers import serving
 from tests.support.waiting import DEADLINE, turns, until
 
 BATCHES = 200
@@ -22,7 +28,7 @@ EXPECTED = [f"m-{number}" for number in range(BATCHES * EVENTS)]
 def start(batches: BatchSend, numbers: range) -> list["asyncio.Task[list[bool]]"]:
     """Begin to put batches, in this order."""
     return [
-        asyncio.create_task(batches._put([entry(EVENTS * number + index) for index in range(EVENTS)]))
+        asyncio.create_task(batches._put([entry(EVENTS * number + index) for index in range(EVENTS)], in_bulk=False))
         for number in numbers
     ]
 
@@ -90,3 +96,25 @@ async def test_batches_behind_a_refused_commit_keep_their_place(tmp_path: Path) 
         # then
         assert await asyncio.gather(*puts) == [[True] * EVENTS] * BATCHES
         assert (await take(outbox, len(EXPECTED))) == EXPECTED
+
+
+async def test_small_batches_behind_large_ones_of_their_stream_keep_their_place(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        # given a caller that does not wait for answers, and another that keeps the writer busy with large batches
+        sizes = [SMALL_BATCH + 1, 1, SMALL_BATCH, 3 * SMALL_BATCH, 1] * 3
+        numbers = itertools.count()
+        requests = [BatchSendRequest(events=[event(next(numbers)) for _ in range(size)]) for size in sizes]
+        other = BatchSendRequest(events=[event(0, message_id=f"other-{number}") for number in range(2_000)])
+
+        async def send(requests: list[BatchSendRequest]) -> list[int]:
+            return [answer.accepted + answer.duplicates async for answer in server.events.BatchSend(iter(requests))]
+
+        # when
+        answers, _ = await asyncio.gather(send(requests), send([other] * 5))
+
+        # then
+        assert answers == sizes
+        with sqlite3.connect(tmp_path / "outbox.db") as file:
+            stored = [row[0] for row in file.execute("SELECT digest FROM seen ORDER BY id")]
+        wanted = [digest(f"m-{number}") for number in range(sum(sizes))]
+        assert [one for one in stored if one in set(wanted)] == wanted
