@@ -20,6 +20,7 @@ from service.config.settings import Settings, effective
 from service.errors import OutboxUnavailableError
 from service.intake.callers import watch_callers
 from service.intake.certificates import watch_certificates
+from service.intake.free_memory import given_back
 from service.loopback import is_loopback
 from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
@@ -391,4 +392,5 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         loop.add_signal_handler(signal.SIGUSR1, change_log_level)
         await app.run(started)
 
-    uvloop.run(run())
+    with given_back():
+        uvloop.run(run())

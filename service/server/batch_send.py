@@ -124,7 +124,9 @@ class BatchSend:
                     return
                 if not budget.hold_now(len(request)):
                     await self._unless_draining(budget.hold(len(request)))
-                await answers.put(await self._receive(request, both, budget))
+                answer = await self._receive(request, both, budget)
+                del request  # while the next one is awaited, it would fill memory
+                await answers.put(answer)
         finally:
             await answers.put(None)
 
@@ -172,11 +174,12 @@ class BatchSend:
                 break
         size = verdicts.size
         budget.answer(size)
+        request_size = len(request)
         in_bulk = len(frame.events) > SMALL_BATCH or both.bulk_puts > 0  # none overtakes an earlier one of its stream
         both.bulk_puts += in_bulk
 
         def done(_: object) -> None:
-            budget.let_go(len(request))
+            budget.let_go(request_size)
             both.bulk_puts -= in_bulk
 
         ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries, in_bulk=in_bulk))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Self, TypeVar
 
 import grpc
@@ -18,6 +18,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
+from service.intake.answer_budget import AnswerBudget
 from service.server.auth import Admission, Authenticator, subject
 from service.server.request_reading import Context, RequestReading
 from service.server.status import (
@@ -28,6 +29,7 @@ from service.server.status import (
     too_many_calls_of,
     unexpected,
     unparsable,
+    unread_answers,
 )
 from service.server.stream import Stream
 from service.telemetry.access_log import AccessLog
@@ -39,6 +41,13 @@ Request = TypeVar("Request", bound=Message)
 # Requests of up to 4 MiB that are being read at a time: 64 MiB, and half of them at most for one caller.
 READING_PLACES = 16
 OPERATORS_READING_PLACES = 4
+# Bytes of unary answers that have not left, as their callers do not read them. Small ones are not worth the counting:
+# their number is bounded, as each is a call.
+MAX_UNSENT = 64 * 1024 * 1024
+MAX_UNSENT_OF_CALLER = 16 * 1024 * 1024
+SMALL_ANSWER = 4096
+# At least: an answer leaves a little later than its caller has read it, and may make the next call.
+UNSENT_CALLS = 100
 NOBODY = Admission(None, None)  # the caller, without authentication
 
 log = structlog.get_logger()
@@ -72,6 +81,7 @@ class Calls:
         self._most = most
         self.reading = RequestReading(reading_places, max(1, reading_places // 2))
         """The requests that are being read."""
+        self._answers = AnswerBudget(MAX_UNSENT, MAX_UNSENT_OF_CALLER)
         self.authenticator = authenticator
         self.by_certificate = by_certificate
         self.access_log = access_log
@@ -99,7 +109,7 @@ class Calls:
         return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
-        if self._active >= self._most:
+        if self._active >= self._most or self._answers.number >= max(self._most, UNSENT_CALLS):
             raise too_many_calls()
         self._active += 1
         self._idle.clear()
@@ -120,7 +130,7 @@ class Calls:
             StatusError: UNAVAILABLE, where the caller has as many calls as it may have: `most`, by default half of all.
         """
         most = most or max(1, self._most // 2)
-        if self._active_of[caller] >= most:
+        if self._active_of[caller] >= most or self._answers.number_of[caller] >= max(most, UNSENT_CALLS):
             raise too_many_calls_of(caller, most)
         self._active_of[caller] += 1
 
@@ -129,6 +139,32 @@ class Calls:
         self._active_of[caller] -= 1
         if not self._active_of[caller]:
             del self._active_of[caller]
+
+    @contextlib.contextmanager
+    def reserved(self, caller: str, size: int) -> Iterator[None]:
+        """Have room for an answer of up to `size` bytes within the body, in which it is made.
+
+        Raises:
+            StatusError: UNAVAILABLE, where too many are not read.
+        """
+        if not self._answers.take(caller, size):
+            raise unread_answers()
+        try:
+            yield
+        finally:
+            self._answers.give_back(caller, size)
+
+    def until_sent(self, context: Context, caller: str | None, answer: bytes) -> None:
+        """Count a unary call on until its answer has left: a caller that does not read it keeps it in memory.
+
+        Raises:
+            StatusError: UNAVAILABLE, where too many are not read.
+        """
+        owner = caller or ""
+        size = len(answer) if len(answer) > SMALL_ANSWER else 0
+        if not self._answers.take(owner, size):
+            raise unread_answers()
+        context.add_done_callback(lambda _: self._answers.give_back(owner, size))  # type: ignore[arg-type]
 
     async def ended(self, most: float) -> None:
         """Return once there are none, or after `most` seconds."""
@@ -247,6 +283,8 @@ def unary(
     service: str,
     name: str,
     handler: Callable[[bytes, Context], Awaitable[bytes]],
+    *,
+    largest_answer: int = 0,
 ) -> Callable[[object, Context], Awaitable[bytes]]:
     """Wrap a handler of one request with one answer; gRPC is told that it reads a stream.
 
@@ -257,6 +295,7 @@ def unary(
         service: the full name of its service.
         name: its own name there.
         handler: answers.
+        largest_answer: bytes that are reserved before it is made; where it is 0, answers are small, or made at once.
     """
     method = calls.method("unary", service, name)
     meter = method.meter
@@ -270,7 +309,12 @@ def unary(
                 request = await calls.reading.read(context, call.admission.caller, type_name)
                 meter.received.inc()
                 call.take_one()
-                answer = await handler(request, context)
+                if largest_answer:
+                    with calls.reserved(call.admission.caller or "", largest_answer):
+                        answer = await handler(request, context)
+                else:
+                    answer = await handler(request, context)
+                calls.until_sent(context, call.admission.caller, answer)
         except BaseException as error:  # the caller gets an answer whatever happens
             await call.fail(error)
             raise

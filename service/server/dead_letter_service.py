@@ -175,7 +175,9 @@ def handlers(service: DeadLetterService, calls: Calls) -> grpc.GenericRpcHandler
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
-            name: grpc.stream_unary_rpc_method_handler(unary(calls, SERVICE_NAME, name, method))
+            name: grpc.stream_unary_rpc_method_handler(
+                unary(calls, SERVICE_NAME, name, method, largest_answer=MAX_PAGE_BYTES if name == "List" else 0)
+            )
             for name, method in methods.items()
         },
     )

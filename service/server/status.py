@@ -151,6 +151,12 @@ def unread(seconds: float) -> StatusError:
     return StatusError(code_pb2.UNAVAILABLE, "UNREAD", message, retry_after=OVERLOAD_RETRY_DELAY)
 
 
+def unread_answers() -> StatusError:
+    """UNAVAILABLE while too many bytes of answers are not read by their callers."""
+    message = "too many answers are not read; read them, or make fewer calls at a time"
+    return StatusError(code_pb2.UNAVAILABLE, "UNREAD", message, retry_after=OVERLOAD_RETRY_DELAY)
+
+
 def too_many_calls_of(caller: str, most: int) -> StatusError:
     """UNAVAILABLE while a caller has as many calls as it may have at a time."""
     message = f"{caller} has {most} calls at a time, and may have no more; an operator can raise its max_calls"
