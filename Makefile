@@ -31,9 +31,10 @@ test: check  ## check, then run the tests that are not marked long
 test-all: check  ## check, then run every test at its full size
 	TEST_SIZE=full $(PYTEST)
 
-soak: $(DEVELOPMENT)  ## kill servers under load, with a disk that fails and on a NATS cluster too, and count lost events
+soak: $(DEVELOPMENT)  ## kill servers under load, with a disk that fails and on a NATS cluster too, attack one, and count lost events
 	$(BIN)/python -m tests.acceptance.soak --kills $(or $(KILLS),200) --workers $(or $(WORKERS),0)
 	$(BIN)/python -m tests.acceptance.soak --disk-faults $(or $(DISK_FAULTS),100)
+	$(BIN)/python -m tests.acceptance.soak --attacks $(or $(ATTACKS),10)
 	$(BIN)/python -m tests.acceptance.soak --outbox nats --kills $(or $(NATS_KILLS),100)
 
 bench: $(DEVELOPMENT)  ## measure the service against its ceilings

@@ -12,12 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from service.sandbox.server import Sandbox
 from tests.acceptance.honest_callers import Honest, Seen
 from tests.support.sandboxes import running_sandbox
 from tests.support.server_processes import ServerProcess, settings_for
 from tests.support.waiting import until
+
+Result = TypeVar("Result")
 
 HONEST = "a-token-of-an-honest-caller"
 BAD = "a-token-of-a-bad-neighbour"
@@ -49,6 +52,10 @@ class Street:
     """MiB of resident memory, the most that was seen."""
     seen: dict[str, Seen] = field(default_factory=dict)
     """What the honest callers saw, by kind."""
+    attacks: int = 0
+    """So far; message_ids of honest callers bear the number."""
+    lost: int = 0
+    """Events that honest callers were told were accepted, and that were not delivered; a soak counts them."""
     stopped_in: float = 0.0
     """Seconds from SIGTERM to the end of the process."""
 
@@ -65,18 +72,20 @@ class Street:
             parts.append(f"{kind} p50 {p50:.0f} p99 {p99:.0f} ms {seen.codes} missed {seen.missed_in_a_row}")
         print("; ".join(parts))  # noqa: T201
 
-    async def beside(self, attack: Callable[[], Awaitable[None]], kinds: str = "track batch health") -> None:
-        """Have honest callers work from before an attack until after it."""
+    async def beside(self, attack: Callable[[], Awaitable[Result]], kinds: str = "track batch health") -> Result:
+        """Have honest callers work from before an attack until after it; returns what it returns."""
+        self.attacks += 1
         callers = {
-            kind: await Honest.start(kind, self.address, kind, None if kind == "health" else HONEST)
+            kind: await Honest.start(kind, self.address, f"{kind}-{self.attacks}", None if kind == "health" else HONEST)
             for kind in kinds.split()
         }
         watching = asyncio.create_task(self._watch_memory())
         try:
             await self._until_calls_come(kinds)
-            await attack()
+            result = await attack()
             for kind, caller in callers.items():
                 self.seen[kind] = await caller.stop()
+            return result
         finally:
             watching.cancel()
             for caller in callers.values():
@@ -94,8 +103,16 @@ class Street:
         Raises:
             TimeoutError: something was lost.
         """
-        accepted = {one for seen in self.seen.values() for one in seen.accepted}
-        await until(lambda: accepted <= {record.message_id for record in self.sandbox.records})
+        accepted = self.accepted()
+        await until(lambda: accepted <= self.delivered())
+
+    def accepted(self) -> set[str]:
+        """The message_ids that honest callers of the latest attack were told were accepted."""
+        return {one for seen in self.seen.values() for one in seen.accepted}
+
+    def delivered(self) -> set[str]:
+        """The message_ids that were delivered."""
+        return {record.message_id for record in self.sandbox.records}
 
     async def _until_calls_come(self, kinds: str) -> None:
         methods = [method for kind, method in (("track", "Track"), ("batch", "BatchSend")) if kind in kinds]

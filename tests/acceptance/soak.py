@@ -4,7 +4,8 @@ With the outbox in a file the server is killed; with NATS three replicas and the
 a time, or stopped for a while. With `--disk-faults 100` it is the disk of the file that refuses, is full, hangs or is
 slow so many times, while the server is killed now and then. ORACLE_SEED sets the seed of what is drawn. Prints a table,
 and ends with 1 where anything was lost, invented or changed; with disk faults also where anything was delivered twice
-without a kill, or memory went beyond its bound.
+without a kill, or memory went beyond its bound. With `--attacks 10` bad neighbours do in turn, for so many minutes in
+all, what the tests beside have them do for a second each; honest callers go on, and lose nothing.
 """
 
 import argparse
@@ -17,9 +18,11 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.table import Table
 
+from tests.acceptance import attacks
 from tests.acceptance.crashes import CrashRun, drawn_seed
 from tests.acceptance.disk_faults import MAX_GROWTH, DiskFaultRun, DiskFaultVerdict
 from tests.acceptance.nats_crashes import NatsCrashRun
+from tests.acceptance.neighbours import Street, street
 from tests.acceptance.oracle import Verdict
 from tests.support.preloading import why_no_preloading
 
@@ -109,6 +112,41 @@ def report(run: AnyRun, verdict: Verdict) -> int:
     return 1 if verdict.faults or not verdict.evidence.duplicates else 0
 
 
+async def attack(here: Street, minutes: float) -> Table:
+    """Attack a server in every way in turn, for some minutes in all; returns what honest callers saw meanwhile."""
+    seconds = minutes * 60 / len(attacks.ALL)
+    shown = Table("attack", "how much", "calls", "not OK", "p50, ms", "p99, ms", "lost", "peak, MiB")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, one in attacks.ALL.items():
+        here.peak = 0
+        number = await here.beside(lambda one=one: one(here, seconds))  # type: ignore[misc]  # mypy knows no such default
+        calls = [here.seen[kind] for kind in ("track", "batch")]
+        times = sorted(time for seen in calls for time in seen.milliseconds)
+        total, good = sum(sum(seen.codes.values()) for seen in calls), sum(seen.codes.get("OK", 0) for seen in calls)
+        try:
+            await here.until_delivered()
+            lost = 0
+        except TimeoutError:
+            lost = len(here.accepted() - here.delivered())
+        here.lost += lost
+        p50, p99 = (f"{times[int(len(times) * share)]:.0f}" for share in (0.5, 0.99))
+        shown.add_row(name, str(number), str(total), str(total - good), p50, p99, str(lost), str(here.peak))
+    return shown
+
+
+async def soak_attacks(minutes: float, folder: Path) -> int:
+    """Attack a server, and print the table; returns the exit code."""
+    async with street(folder) as here:
+        await attacks.bury_some(here)
+        shown = await attack(here, minutes)
+        await here.stop()
+    console = Console(width=110)
+    console.print(shown)
+    console.print(f"lost: {here.lost}; log: {here.server.log_bytes} bytes; SIGTERM: {here.stopped_in:.1f} s")
+    return 1 if here.lost else 0
+
+
 async def soak_disk(faults: int, seed: int, folder: Path) -> int:
     """Run with a disk that fails, and print the table; returns the exit code."""
     if (reason := why_no_preloading()) is not None:
@@ -134,6 +172,7 @@ def main() -> None:
     parser.add_argument("--outbox", choices=KILLS, default="sqlite", help="where events are kept")
     parser.add_argument("--kills", type=int, help=f"how often something is killed; without it {KILLS}")
     parser.add_argument("--disk-faults", type=int, help="how often the disk fails, with the outbox on SQLite")
+    parser.add_argument("--attacks", type=float, help="minutes of attacks by bad neighbours, beside honest callers")
     parser.add_argument("--workers", type=int, default=0, help="POINTILLIST_RELAY_WORKERS, for the outbox on SQLite")
     given = parser.parse_args()
     if given.disk_faults is not None and (given.outbox != "sqlite" or given.kills is not None or given.workers):
@@ -141,6 +180,8 @@ def main() -> None:
     kills = KILLS[given.outbox] if given.kills is None else given.kills
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, seed = Path(name), drawn_seed()
+        if given.attacks is not None:
+            sys.exit(asyncio.run(soak_attacks(given.attacks, folder)))
         if given.disk_faults is not None:
             sys.exit(asyncio.run(soak_disk(given.disk_faults, seed, folder)))
         sys.exit(asyncio.run(soak(given.outbox, kills, given.workers, seed, folder)))

@@ -1,16 +1,12 @@
 """A HEADERS frame whose path is not UTF-8 ends grpc.aio's server; another one listens at once, and nothing is lost."""
 
-import asyncio
-from contextlib import suppress
 from pathlib import Path
 
-from tests.acceptance.neighbours import EVENT_SERVICE, street
-from tests.support.raw_http2 import headers_frame, raw_connection, request_headers
+from tests.acceptance.attacks import INTERVAL, bad_paths
+from tests.acceptance.neighbours import street
 from tests.support.sizes import sized
 
 SECONDS = sized(2, 60)
-INTERVAL = 0.5  # seconds between two frames to each port
-BAD_PATH = f"{EVENT_SERVICE}/Tr".encode() + b"\xff\xfe"
 MAX_LOG = 1024  # bytes for each frame
 BASE_LOG = 16 * 1024  # bytes that the server logs anyhow, at its start and end, and for honest calls
 ACCESS_LOG = 4 * 1024  # bytes a second, of honest calls
@@ -18,20 +14,8 @@ ACCESS_LOG = 4 * 1024  # bytes a second, of honest calls
 
 async def test_honest_callers_barely_notice_that_the_listeners_are_ended_twice_a_second(tmp_path: Path) -> None:
     async with street(tmp_path) as here:
-        frames = 0
-
-        async def attack() -> None:
-            nonlocal frames
-            for _ in range(round(SECONDS / INTERVAL)):
-                for address in (here.address, here.server.health_address):
-                    with suppress(ConnectionRefusedError):  # it is being made again
-                        async with raw_connection(address) as connection:
-                            await connection.send(headers_frame(1, request_headers(BAD_PATH)))
-                            frames += 1
-                            await asyncio.sleep(INTERVAL / 2)
-
         # when
-        await here.beside(attack)
+        frames = await here.beside(lambda: bad_paths(here, SECONDS))
         metrics = await here.server.metrics()
         await here.until_delivered()
         await here.stop()

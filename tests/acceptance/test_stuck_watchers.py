@@ -10,13 +10,13 @@ import grpc
 from pointillist_destination.v1.event_service_pb2 import TrackRequest
 from pointillist_destination.v1.event_service_pb2_grpc import EventServiceStub
 from service.sandbox.server import Behaviour
+from tests.acceptance.attacks import WATCHERS_OF_ADDRESS, watch_without_reading
 from tests.acceptance.neighbours import HEALTH, HONEST, street
 from tests.support.events import track
 from tests.support.raw_http2 import message, raw_connection
 from tests.support.sizes import sized
 
 ADDRESSES = sized(10, 45)  # of loopback, from which they come
-OF_ADDRESS = 20  # watchers from each, on each listener
 UNIMPLEMENTED = 12
 NOT_SERVING, SERVING = 2, 1
 CHANGES = 2
@@ -39,12 +39,7 @@ async def test_each_change_reaches_an_honest_watcher_beside_watchers_that_never_
         ends: list[float] = []
 
         async def attack() -> None:
-            for number in range(ADDRESSES):
-                for address in (here.address, here.server.health_address):
-                    source = f"127.0.1.{number + 1}"
-                    connection = await stack.enter_async_context(raw_connection(address, window=0, source=source))
-                    for _ in range(OF_ADDRESS):
-                        await connection.call(f"{HEALTH}/Watch", message(b""))
+            await watch_without_reading(here, stack, ADDRESSES)
             for _ in range(CHANGES // 2):
                 here.sandbox.behaviour = Behaviour({"503": 1})
                 changes.append((time.time(), NOT_SERVING))
@@ -74,7 +69,7 @@ async def test_each_change_reaches_an_honest_watcher_beside_watchers_that_never_
 async def test_more_watchers_than_an_address_may_have_are_told_to_go_on_without(tmp_path: Path) -> None:
     async with street(tmp_path) as here, raw_connection(here.address) as connection:
         # given
-        watching = [await connection.call(f"{HEALTH}/Watch", message(b"")) for _ in range(OF_ADDRESS)]
+        watching = [await connection.call(f"{HEALTH}/Watch", message(b"")) for _ in range(WATCHERS_OF_ADDRESS)]
 
         # when
         beyond = await connection.call(f"{HEALTH}/Watch", message(b""))

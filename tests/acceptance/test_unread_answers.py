@@ -1,33 +1,25 @@
 """Streams that send and never read: honest callers go on, the process still ends, and memory is bounded."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.acceptance.attacks import UNREAD_BATCH, unread_streams
 from tests.acceptance.neighbours import BAD, EVENT_SERVICE, street
-from tests.support.raw_http2 import MAX_WINDOW, message, raw_connection
+from tests.support.raw_http2 import MAX_WINDOW, raw_connection
 from tests.support.sizes import IS_FULL, sized
 
 SECONDS = sized(1.5, 40.0)
-BATCH = message(b"\x12\x00" * 5_000)
 MAX_P99 = 500.0  # ms
 GRACE = 2.0  # seconds, as the street sets it
 
 
 @pytest.mark.parametrize("streams", [45, pytest.param(450, marks=pytest.mark.long)])
 async def test_streams_that_never_read_hold_up_nobody(tmp_path: Path, streams: int) -> None:
-    async with street(tmp_path) as here, AsyncExitStack() as stack:
-
-        async def attack() -> None:
-            for _ in range(streams):
-                connection = await stack.enter_async_context(raw_connection(here.address, window=0))
-                await connection.call(f"{EVENT_SERVICE}/BatchSend", BATCH * 5, token=BAD, ends=False)
-            await asyncio.sleep(SECONDS)
-
+    async with street(tmp_path) as here:
         # when
-        await here.beside(attack)
+        await here.beside(lambda: unread_streams(here, SECONDS, streams=streams))
         await here.until_delivered()
         await here.stop()
 
@@ -48,7 +40,7 @@ async def test_the_process_ends_behind_a_peer_that_does_not_read_its_connection(
             connection = await stack.enter_async_context(raw)
             await connection.open_window(0)
             for _ in range(10):
-                await connection.call(f"{EVENT_SERVICE}/BatchSend", BATCH, token=BAD, ends=False)
+                await connection.call(f"{EVENT_SERVICE}/BatchSend", UNREAD_BATCH, token=BAD, ends=False)
         await here.server.until_metrics(lambda metrics: metrics["events_total{rejected}"] >= 10_000)
 
         # when
