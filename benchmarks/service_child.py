@@ -10,7 +10,8 @@ import os
 import sys
 
 from benchmarks.control import until_end_of_input
-from service.app import App, serve
+from service.app import App
+from service.cli.serve import serve
 from service.config.role import Role
 from service.config.settings import load_settings
 from service.telemetry.logs import configure_logging

@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import random
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import structlog
-import uvloop
 
 from service.clock import Clock, SystemClock
 from service.config.address import Listen
@@ -20,7 +17,6 @@ from service.config.settings import Settings, effective
 from service.errors import OutboxUnavailableError
 from service.intake.callers import watch_callers
 from service.intake.certificates import watch_certificates
-from service.intake.free_memory import given_back
 from service.loopback import is_loopback
 from service.outbox.base import DeadLetterFilter, OpenOutbox
 from service.outbox.deliveries import DeliveryWaiters
@@ -40,7 +36,7 @@ from service.server.grpc_server import Server, exposure, make_health_server, mak
 from service.server.health import Health
 from service.server.listener import Listener
 from service.telemetry.access_log import AccessLog
-from service.telemetry.logs import dropped_log_lines, set_log_level
+from service.telemetry.logs import dropped_log_lines
 from service.telemetry.metrics import ListenerName, Metrics
 from service.telemetry.metrics_server import MetricsServer, start_metrics_server
 from service.telemetry.tracing import Tracing, start_tracing
@@ -371,26 +367,3 @@ def _observe(metrics: Metrics, outbox: OpenOutbox, relay: Relay, flow: Flow, clo
         return 0.0 if oldest_at is None else max(0.0, clock.wall() - oldest_at / 1000)
 
     metrics.outbox_oldest_age.set_function(oldest_age)
-
-
-def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *, role: Role = Role.ALL) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the files again, and SIGUSR1 turns debug lines on and off."""
-    other_level = "info" if settings.log_level == "debug" else "debug"
-    levels = itertools.cycle((other_level, settings.log_level))
-
-    def change_log_level() -> None:
-        level = next(levels)
-        set_log_level(level)
-        log.info("log level changed", level_now=level)
-
-    async def run() -> None:
-        app = App(settings, role)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, app.stop)
-        loop.add_signal_handler(signal.SIGHUP, app.reload)
-        loop.add_signal_handler(signal.SIGUSR1, change_log_level)
-        await app.run(started)
-
-    with given_back():
-        uvloop.run(run())

@@ -77,14 +77,14 @@ def serve(
 
     Settings are environment variables that begin with POINTILLIST_, or a TOML file that POINTILLIST_CONFIG_FILE names.
     """
-    from service import app
+    from service.cli.serve import serve as serve_process
     from service.config.settings import load_settings
     from service.telemetry.logs import configure_logging, flush_logs
 
     settings = load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        app.serve(settings, role=role)
+        serve_process(settings, role=role)
     finally:
         flush_logs()  # the line of an error comes last, and `end_at_once` ends the writer's thread too
     console.end_at_once()
