@@ -36,6 +36,7 @@ from service.server.grpc_server import Server, exposure, make_health_server, mak
 from service.server.health import Health
 from service.server.listener import Listener
 from service.telemetry.access_log import AccessLog
+from service.telemetry.descriptors import Descriptors
 from service.telemetry.logs import dropped_log_lines
 from service.telemetry.metrics import ListenerName, Metrics
 from service.telemetry.metrics_server import MetricsServer, start_metrics_server
@@ -88,6 +89,7 @@ class App:
         self._stop = asyncio.Event()
         self._reloader: Reloader | None = None
         self._listeners: list[Listener] = []
+        self._descriptors = Descriptors()
         self.grpc_listen: Listen | None = None
         """The address of the gRPC port, once it serves."""
 
@@ -119,6 +121,7 @@ class App:
                 _wake_relay(parts.relay),
                 _beat_writer(parts.outbox, parts.metrics),
                 parts.outbox.watch(),
+                self._descriptors.run(),
                 *(listener.run() for listener in self._listeners),
             )
             watching = [asyncio.create_task(loop) for loop in loops]
@@ -184,6 +187,7 @@ class App:
             passed=setup.passed,
         )
         _observe(metrics, outbox, relay, flow, clock)
+        metrics.descriptor_usage.set_function(lambda: self._descriptors.share)
         if isinstance(sender, WorkerPool):
             metrics.relay_workers.set_function(lambda: sender.alive)
             metrics.relay_worker_restarts.set_function(lambda: sender.restarts)

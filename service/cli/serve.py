@@ -12,6 +12,7 @@ from service.app import App
 from service.config.role import Role
 from service.config.settings import Settings
 from service.intake.free_memory import given_back
+from service.telemetry.descriptors import raise_limit
 from service.telemetry.logs import set_log_level
 
 log = structlog.get_logger()
@@ -36,5 +37,6 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         loop.add_signal_handler(signal.SIGUSR1, change_log_level)
         await app.run(started)
 
+    raise_limit()
     with given_back():
         uvloop.run(run())

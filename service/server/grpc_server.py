@@ -29,6 +29,7 @@ KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 # (stream.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
+MAX_CONNECTION_IDLE = 5 * 60_000  # milliseconds without a call, after which a connection is closed; callers make another
 
 # gRPC's own bounds on calls that no handler has taken up answer CANCELLED, unseen by our code and counted nowhere. They
 # are far above POINTILLIST_MAX_CALLS, so that a burst gets UNAVAILABLE with a time to try again.
@@ -47,6 +48,7 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE),
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE),
+    ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE),
     # Windows do not grow: a stream whose caller does not read costs 64 KiB, and not what its connection could carry.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL),

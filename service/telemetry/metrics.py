@@ -97,6 +97,9 @@ class Metrics:
             "listener",
             ListenerName,
         )
+        self.descriptor_usage = self._gauge(
+            "descriptor_usage_ratio", "Open descriptors as a share of their limit; at 1, connections are refused."
+        )
         self.batch_bytes = self._gauge(
             "batch_bytes", "Requests and answers of BatchSend in memory, in bytes; above 64 MiB streams wait."
         )

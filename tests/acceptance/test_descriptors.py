@@ -1,0 +1,30 @@
+"""A process that runs out of descriptors says so, and goes on once it has some again."""
+
+import asyncio
+import resource
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tests.acceptance.neighbours import street
+from tests.support.raw_http2 import raw_connection
+from tests.support.waiting import until
+
+LIMIT = 120
+
+
+async def test_idle_connections_that_use_up_the_descriptors_are_told_of_and_others_serve_again(tmp_path: Path) -> None:
+    async with street(tmp_path) as here:
+        # given a process with few descriptors
+        resource.prlimit(here.server.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+
+        # when
+        async with AsyncExitStack() as stack:
+            for _ in range(LIMIT):
+                await stack.enter_async_context(raw_connection(here.address, keeps=False))
+            await until(lambda: any("descriptors are almost used up" in line for line in here.server.log))
+
+        # then, once they are gone
+        await until(lambda: any("descriptors are few again" in line for line in here.server.log))
+        await here.beside(lambda: asyncio.sleep(0))
+        assert here.seen["track"].ok_share == 1
+        assert (await here.server.metrics())["descriptor_usage_ratio"] < 0.8
