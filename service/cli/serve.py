@@ -14,6 +14,7 @@ from service.config.settings import Settings
 from service.intake.free_memory import given_back
 from service.telemetry.descriptors import raise_limit
 from service.telemetry.logs import set_log_level
+from service.telemetry.standard_error import without_library_output
 
 log = structlog.get_logger()
 
@@ -38,5 +39,5 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         await app.run(started)
 
     raise_limit()
-    with given_back():
+    with given_back(), without_library_output():
         uvloop.run(run())

@@ -29,7 +29,7 @@ KEEPALIVE_TIMEOUT = 20_000  # milliseconds
 # (stream.MAX_STREAM_AGE) and the time for which it may be idle, so that no call is cut.
 MAX_CONNECTION_AGE = 30 * 60_000  # milliseconds
 CONNECTION_AGE_GRACE = 45 * 60_000  # milliseconds
-MAX_CONNECTION_IDLE = 5 * 60_000  # milliseconds without a call, after which a connection is closed; callers make another
+MAX_CONNECTION_IDLE = 5 * 60_000  # milliseconds without a call, after which it is closed; a caller makes another
 
 # gRPC's own bounds on calls that no handler has taken up answer CANCELLED, unseen by our code and counted nowhere. They
 # are far above POINTILLIST_MAX_CALLS, so that a burst gets UNAVAILABLE with a time to try again.

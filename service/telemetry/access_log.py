@@ -1,8 +1,8 @@
 """One log line a call, but no flood of them.
 
 Each method may have so many lines a second; the next line that is written says how many were left out before it.
-Calls that fail have an allowance of their own, ten times as large, so that a busy day does not hide them and an attack
-does not fill the disk.
+Calls that fail have an allowance of their own, which some more may use at once, so that a busy day does not hide them
+and an attack does not fill the disk.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,14 @@ from urllib.parse import unquote
 
 import structlog
 
-MAX_OK_LINES = 10  # a second and method
-MAX_FAILED_LINES = 100  # a second and method
+from service.telemetry.allowance import Allowance
+
+OK_LINES = 10.0  # a second and method
+MAX_OK_LINES = 10  # at once
+FAILED_LINES = 5.0  # a second and method
+MAX_FAILED_LINES = 50  # at once
 
 log = structlog.get_logger()
-
-
-class _Allowance:
-    """The lines of one second."""
-
-    __slots__ = ("left", "second", "suppressed")
-
-    def __init__(self) -> None:
-        self.second = -1
-        self.left = 0
-        self.suppressed = 0
 
 
 class AccessLog:
@@ -37,7 +30,7 @@ class AccessLog:
             now: seconds, steady.
         """
         self._now = now
-        self._allowances: dict[tuple[str, bool], _Allowance] = {}
+        self._allowances: dict[tuple[str, bool], Allowance] = {}
 
     def note(
         self, path: str, code: str, seconds: float, peer: Callable[[], str], caller: str | None, **more: object
@@ -53,16 +46,15 @@ class AccessLog:
             more: further fields of the line.
         """
         is_ok = code == "OK"
-        allowance = self._allowances.setdefault((path, is_ok), _Allowance())
-        second = int(self._now())
-        if second != allowance.second:
-            allowance.second, allowance.left = second, MAX_OK_LINES if is_ok else MAX_FAILED_LINES
-        if allowance.left == 0:
-            allowance.suppressed += 1
+        now = self._now()
+        allowance = self._allowances.get((path, is_ok))
+        if allowance is None:
+            most, per_second = (MAX_OK_LINES, OK_LINES) if is_ok else (MAX_FAILED_LINES, FAILED_LINES)
+            allowance = self._allowances[path, is_ok] = Allowance(most, per_second, now)
+        if not allowance.take(now):
             return
-        allowance.left -= 1
-        if allowance.suppressed:
-            more["suppressed"], allowance.suppressed = allowance.suppressed, 0
+        if suppressed := allowance.told():
+            more["suppressed"] = suppressed
         if caller is not None:
             more["caller"] = caller
         log.info("call", method=path.lstrip("/"), code=code, ms=round(seconds * 1000, 2), peer=host(peer()), **more)

@@ -5,6 +5,7 @@ Code that logs uses `structlog.get_logger()`.
 
 import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -15,11 +16,13 @@ import orjson
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
+from service.telemetry.allowance import Allowance
 from service.telemetry.log_writer import LogWriter
 
 NO_INPUT: Final = ("grpc._cython.cygrpc", "asyncio")  # loggers whose records repeat what callers sent
-MAX_LIBRARY_LINES: Final = 5  # a second, of each of them
-MAX_LIBRARY_TEXT: Final = 200  # characters of a record
+LIBRARY_LINES: Final = 1.0  # a second, of each of them
+MAX_LIBRARY_LINES: Final = 5  # at once
+_BEFORE_INPUT: Final = re.compile(r"[^\[%'\"<{(:\n]{0,200}")  # the text of a record, up to what may be a caller's
 
 log = structlog.get_logger()
 
@@ -100,41 +103,34 @@ def dropped_log_lines() -> int:
 
 
 class _NoInput(logging.Filter):
-    """Keeps a caller's bytes out of the records of libraries that repeat them: an error's type and place are left.
+    """Keeps a caller's bytes out of the records of libraries that repeat them.
 
-    grpc.aio logs metadata and paths that are not UTF-8 with the bytes themselves, tokens included, and asyncio repeats
-    such an error where it ended a task. Above an allowance a second, records are dropped and counted.
+    An error's type and place are left, and how the text begins. grpc.aio logs metadata and paths that are not UTF-8
+    with the bytes themselves, tokens included, and asyncio repeats such an error where it ended a task. Above an
+    allowance a second, records are dropped and counted.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
-        self._second = -1
-        self._left = 0
-        self._suppressed = 0
+        self._allowance = Allowance(MAX_LIBRARY_LINES, LIBRARY_LINES, now())
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replace the text of a record, or drop it."""
-        second = int(self._now())
-        if second != self._second:
-            self._second, self._left = second, MAX_LIBRARY_LINES
-        if not self._left:
-            self._suppressed += 1
+        if not self._allowance.take(self._now()):
             return False
-        self._left -= 1
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(record.msg, BaseException):
             error, text = record.msg, "failed"
         else:
-            text = record.getMessage().partition("\n")[0][:MAX_LIBRARY_TEXT]
+            text = _BEFORE_INPUT.match(str(record.msg)).group().rstrip()  # type: ignore[union-attr]  # it always matches
         if error is not None:
             frames = traceback.extract_tb(error.__traceback__)
             place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
             text = f"{text}: {type(error).__name__}{place}"
         record.msg = text
-        if self._suppressed:
-            record.msg += f" ({self._suppressed} such lines left out before)"
-            self._suppressed = 0
+        if suppressed := self._allowance.told():
+            record.msg += f" ({suppressed} such lines left out before)"
         record.args, record.exc_info, record.exc_text, record.stack_info = (), None, None, None
         return True
 

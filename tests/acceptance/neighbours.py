@@ -54,8 +54,8 @@ class Street:
     """What the honest callers saw, by kind."""
     attacks: int = 0
     """So far; message_ids of honest callers bear the number."""
-    lost: int = 0
-    """Events that honest callers were told were accepted, and that were not delivered; a soak counts them."""
+    owed: set[str] = field(default_factory=set)
+    """What honest callers were told was accepted, over all attacks of a soak."""
     stopped_in: float = 0.0
     """Seconds from SIGTERM to the end of the process."""
 
