@@ -201,11 +201,7 @@ class App:
         )
         health = Health(
             why_dead=lambda: outbox.broken() or self._silent(),
-            why_not_ready=(
-                (lambda: _reason(outbox.full()) or self._silent())
-                if role.accepts
-                else (lambda: outbox.unreachable() or self._silent())
-            ),
+            why_not_ready=lambda: self._why_not_ready(outbox),
             is_getting_through=(
                 (lambda: flow.is_getting_through(clock.steady()) and relay.is_able) if role.relays else None
             ),
@@ -214,6 +210,7 @@ class App:
         )
         calls = self._calls(clock, metrics, tracing)
         operators = calls.with_own_bound()
+        metrics.call_usage.set_function(lambda: calls.usage)
         dead_letters = DeadLetterService(dead_letters=outbox.dead_letters, mapping=self._mapping.current)
         handlers = [
             *([event_service.handlers(service, calls)] if role.accepts else ()),
@@ -269,6 +266,10 @@ class App:
         stack.push_async_callback(listener.stop, LAST_ANSWERS_GRACE)
         return listener
 
+    def _why_not_ready(self, outbox: OpenOutbox) -> str | None:
+        """Return a reason while no events are accepted or, in a role that accepts none, while the outbox is away."""
+        return (_reason(outbox.full()) if self._role.accepts else outbox.unreachable()) or self._silent()
+
     def _silent(self) -> str | None:
         """Return a reason while a listener takes no calls."""
         return None if all(listener.is_listening for listener in self._listeners) else "a gRPC server has ended"
@@ -299,7 +300,7 @@ class App:
 
     def _beat_health(self, outbox: OpenOutbox, metrics: Metrics) -> None:
         metrics.heartbeats["health"].inc()
-        metrics.ready.set(outbox.full() is None and self._silent() is None)
+        metrics.ready.set(self._why_not_ready(outbox) is None)
 
     async def _relay(self, parts: _Parts) -> None:
         """Relay until the relay is stopped; in a role that does not, wait until cancelled."""

@@ -119,6 +119,11 @@ class Calls:
         if not self._active:
             self._idle.set()
 
+    @property
+    def usage(self) -> float:
+        """The share of the calls at a time that are in progress."""
+        return self._active / self._most
+
     def place(self) -> "Place":
         """Return the place of a stream among the calls in progress, which it may leave before it ends."""
         return Place(self)

@@ -97,6 +97,9 @@ class Metrics:
             "listener",
             ListenerName,
         )
+        self.call_usage = self._gauge(
+            "call_usage_ratio", "Calls of EventService under way as a share of POINTILLIST_MAX_CALLS."
+        )
         self.descriptor_usage = self._gauge(
             "descriptor_usage_ratio", "Open descriptors as a share of their limit; at 1, connections are refused."
         )
