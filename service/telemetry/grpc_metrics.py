@@ -1,5 +1,6 @@
-"""The metrics of gRPC calls, under the names that dashboards for gRPC servers expect.
+"""The metrics of gRPC calls, under the names and with the codes' spelling that dashboards for gRPC servers expect.
 
+Those are go-grpc-prometheus': https://github.com/grpc-ecosystem/go-grpc-middleware/tree/main/providers/prometheus.
 All series are there, at zero, from the start. Health checks and reflection are not counted.
 """
 
@@ -15,19 +16,23 @@ MethodType = Literal["unary", "bidi_stream"]
 CODES: Final[dict[int, str]] = {number: name for name, number in code_pb2.Code.items()}
 """The name of each gRPC code, by its number."""
 
-COUNTED_CODES: Final = (
-    "OK",
-    "INVALID_ARGUMENT",
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "CANCELLED",
-    "INTERNAL",
-)
-"""The codes that a call of this server can end with."""
+COUNTED_CODES: Final = {
+    "OK": "OK",
+    "INVALID_ARGUMENT": "InvalidArgument",
+    "UNAUTHENTICATED": "Unauthenticated",
+    "PERMISSION_DENIED": "PermissionDenied",
+    "NOT_FOUND": "NotFound",
+    "RESOURCE_EXHAUSTED": "ResourceExhausted",
+    "FAILED_PRECONDITION": "FailedPrecondition",
+    "UNAVAILABLE": "Unavailable",
+    "DEADLINE_EXCEEDED": "DeadlineExceeded",
+    "CANCELLED": "Canceled",
+    "INTERNAL": "Internal",
+}
+"""The codes that a call of this server can end with, and their `grpc_code`."""
+UNIMPLEMENTED: Final = "Unimplemented"
+UNKNOWN_METHOD: Final = ("unary", "unknown", "unknown")
+"""The labels of calls of methods that there are not: one series, as a caller chooses the path."""
 
 # Seconds. A call waits for one fsync, which takes from below a millisecond to a tenth of a second; a call that waits
 # for delivery, or a stream, takes as long as it takes.
@@ -45,7 +50,7 @@ class MethodMeter:
         self.started = metrics.started.labels(*labels)
         self.received = metrics.received.labels(*labels)
         self.sent = metrics.sent.labels(*labels)
-        self._codes = {code: metrics.handled.labels(*labels, code) for code in COUNTED_CODES}
+        self._codes = {code: metrics.handled.labels(*labels, name) for code, name in COUNTED_CODES.items()}
         self._seconds = metrics.seconds.labels(*labels)
 
     def handled(self, code: str, seconds: float) -> None:
@@ -76,6 +81,8 @@ class GrpcMetrics:
             registry=registry,
             buckets=BUCKETS,
         )
+        self.unknown_methods = self.handled.labels(*UNKNOWN_METHOD, UNIMPLEMENTED)
+        """Counts calls of methods that there are not."""
         self.callers = Counter(
             "pointillist_destination_caller_calls",
             "RPCs with a valid token, by caller.",

@@ -179,12 +179,12 @@ class _OpenTelemetry:
     def call(self, path: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> "_Span":
         """Begin the span of a call."""
         carrier = {key: value for key, value in metadata or () if key in {"traceparent", "tracestate"}}
-        service, _, method = path.lstrip("/").partition("/")
+        name = path.lstrip("/")
         span = self._calls.start_span(
-            path.lstrip("/"),
+            name,
             context=self._extract(carrier),
             kind=self._server,
-            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            attributes={"rpc.system.name": "grpc", "rpc.method": name},
         )
         return _Span(self, span)
 
@@ -245,8 +245,9 @@ class _Span:
 
     def end(self, code: str) -> None:
         """End it."""
-        self._span.set_attribute("rpc.grpc.status_code", _CODE_NUMBERS[code])
+        self._span.set_attribute("rpc.response.status_code", code)
         if code in SERVER_FAULTS:
+            self._span.set_attribute("error.type", code)
             self._span.set_status(self._tracing.failed)
         self._span.end()
         self._tracing.ended += bool(self.traceparent)
@@ -262,17 +263,3 @@ def error_type(answer: Answer) -> str | None:
     if answer.status is None:
         return str(answer.failure)
     return None if 200 <= answer.status <= 299 else str(answer.status)
-
-
-_CODE_NUMBERS: Final = {
-    "OK": 0,
-    "CANCELLED": 1,
-    "INVALID_ARGUMENT": 3,
-    "DEADLINE_EXCEEDED": 4,
-    "PERMISSION_DENIED": 7,
-    "RESOURCE_EXHAUSTED": 8,
-    "FAILED_PRECONDITION": 9,
-    "INTERNAL": 13,
-    "UNAVAILABLE": 14,
-    "UNAUTHENTICATED": 16,
-}

@@ -38,7 +38,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
 async def test_calls_are_counted_by_method_and_code(server: ServerProcess) -> None:
     # given every series at zero
     before = await server.metrics()
-    assert before[f"grpc_server_handled_total{{INTERNAL,Track,{SERVICE},unary}}"] == 0
+    assert before[f"grpc_server_handled_total{{Internal,Track,{SERVICE},unary}}"] == 0
     assert before[f"grpc_server_started_total{{BatchSend,{SERVICE},bidi_stream}}"] == 0
     assert before["caller_calls_total{checkout}"] == 0
 
@@ -65,8 +65,8 @@ async def test_calls_are_counted_by_method_and_code(server: ServerProcess) -> No
         for name in (
             f"started_total{{{unary}}}",
             f"handled_total{{OK,{unary}}}",
-            f"handled_total{{INVALID_ARGUMENT,{unary}}}",
-            f"handled_total{{UNAUTHENTICATED,{unary}}}",
+            f"handled_total{{InvalidArgument,{unary}}}",
+            f"handled_total{{Unauthenticated,{unary}}}",
             f"msg_received_total{{{unary}}}",
             f"msg_sent_total{{{unary}}}",
             f"handling_seconds_count{{{unary}}}",
@@ -76,8 +76,8 @@ async def test_calls_are_counted_by_method_and_code(server: ServerProcess) -> No
     } == {
         f"started_total{{{unary}}}": 5,
         f"handled_total{{OK,{unary}}}": 3,
-        f"handled_total{{INVALID_ARGUMENT,{unary}}}": 1,
-        f"handled_total{{UNAUTHENTICATED,{unary}}}": 1,
+        f"handled_total{{InvalidArgument,{unary}}}": 1,
+        f"handled_total{{Unauthenticated,{unary}}}": 1,
         f"msg_received_total{{{unary}}}": 4,  # what a stranger sends is not read
         f"msg_sent_total{{{unary}}}": 3,
         f"handling_seconds_count{{{unary}}}": 5,

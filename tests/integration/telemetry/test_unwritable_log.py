@@ -28,7 +28,7 @@ from tests.support.waiting import DEADLINE, until
 pytestmark = pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="only Linux has small pipes")
 
 CAPACITY = 4096  # bytes of the pipe
-CALLS = 60  # whose lines are longer than the pipe, together
+CALLS = 40  # whose lines are longer than the pipe, together
 LINES = 1000
 EXIT_TIME = 10.0  # seconds for an exit that waits for the log for one second, on a busy machine
 
