@@ -1,42 +1,18 @@
-"""Wraps every RPC handler: admission, metrics, tracing, error mapping, access log.
-
-    count > trace > admission > authentication > authorization > handler > status and details > count > access log
-
-A StatusError becomes a status with its details, and any unexpected error INTERNAL. It is a wrapper around each handler
-and not a grpc.aio interceptor, which would cost several times as much per call and see less of it.
-"""
+"""The calls in progress: how many there may be, in all and of each caller, and what their answers may hold."""
 
 import asyncio
 import contextlib
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Self, TypeVar
+from collections.abc import Iterator
+from typing import Self
 
-import grpc
-import structlog
-from google.protobuf.message import DecodeError, Message
-
-from service.errors import OutboxUnavailableError
 from service.intake.answer_budget import AnswerBudget
-from service.server.auth import Admission, Authenticator, subject
+from service.server.auth import Authenticator
 from service.server.request_reading import Context, RequestReading
-from service.server.status import (
-    StatusError,
-    outbox_unavailable,
-    over_rate,
-    too_many_calls,
-    too_many_calls_of,
-    unexpected,
-    unparsable,
-    unread_answers,
-)
-from service.server.stream import Stream
+from service.server.status import too_many_calls, too_many_calls_of, unread_answers
 from service.telemetry.access_log import AccessLog
-from service.telemetry.grpc_metrics import CODES, GrpcMetrics, MethodMeter, MethodType
-from service.telemetry.tracing import CALL, CallSpan, Tracing
-
-Request = TypeVar("Request", bound=Message)
+from service.telemetry.grpc_metrics import GrpcMetrics, MethodMeter, MethodType
+from service.telemetry.tracing import Tracing
 
 # Requests of up to 4 MiB that are being read at a time: 64 MiB, and half of them at most for one caller.
 READING_PLACES = 16
@@ -48,9 +24,6 @@ MAX_UNSENT_OF_CALLER = 16 * 1024 * 1024
 SMALL_ANSWER = 4096
 # At least: an answer leaves a little later than its caller has read it, and may make the next call.
 UNSENT_CALLS = 100
-NOBODY = Admission(None, None)  # the caller, without authentication
-
-log = structlog.get_logger()
 
 
 class Calls:
@@ -104,9 +77,9 @@ class Calls:
             tracing=self.tracing,
         )
 
-    def method(self, method_type: MethodType, service: str, name: str) -> "_Method":
+    def method(self, method_type: MethodType, service: str, name: str) -> "Method":
         """Return the wrapper of a method that will be served."""
-        return _Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
+        return Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
         if self._active >= self._most or self._answers.number >= max(self._most, UNSENT_CALLS):
@@ -198,7 +171,7 @@ class Place:
             calls.__exit__()
 
 
-class _Method:
+class Method:
     """One method as it is served."""
 
     __slots__ = ("calls", "meter", "path")
@@ -207,186 +180,3 @@ class _Method:
         self.calls = calls
         self.path = path
         self.meter = meter
-
-
-class _Call:
-    """One call, from its start to its end."""
-
-    __slots__ = ("_code", "_context", "_has_entered", "_method", "_span", "_started_at", "admission")
-
-    def __init__(self, method: _Method, context: Context) -> None:
-        method.meter.started.inc()
-        self._method = method
-        self._context = context
-        self._code = "OK"
-        self._has_entered = False
-        self._started_at = time.perf_counter()
-        self._span: CallSpan | None = None
-        self.admission = NOBODY
-        if method.calls.tracing is not None:
-            self._span = method.calls.tracing.call(method.path, context.invocation_metadata())
-            CALL.set(self._span.traceparent)
-
-    def admit(self) -> None:
-        """Authenticate and authorize the caller, and count its calls at a time.
-
-        Raises:
-            StatusError: UNAUTHENTICATED, PERMISSION_DENIED or UNAVAILABLE.
-        """
-        calls = self._method.calls
-        if calls.authenticator is not None:
-            self.admission = calls.authenticator.admit(self._context.invocation_metadata(), self._method.path)
-        elif calls.by_certificate:
-            self.admission = Admission(subject(self._context.auth_context()), None)
-        if (caller := self.admission.caller) is not None:
-            calls.enter(caller, self.admission.max_calls)
-            self._has_entered = True
-
-    def take_one(self) -> None:
-        """Count it against its caller's rate.
-
-        Raises:
-            StatusError: RESOURCE_EXHAUSTED.
-        """
-        bucket = self.admission.bucket
-        if bucket is not None and (retry_after := bucket.take()) > 0:
-            raise over_rate(self.admission.caller or "", bucket.per_second, retry_after)
-
-    async def fail(self, error: BaseException) -> None:
-        """Answer with an error; always raises."""
-        context = self._context
-        if isinstance(error, OutboxUnavailableError):
-            error = outbox_unavailable(error)
-        if isinstance(error, StatusError):
-            self._code = CODES[error.status.code]
-            await abort(context, error)
-        if not isinstance(error, Exception) or context.done():
-            remaining = context.time_remaining()
-            self._code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
-            raise error
-        self._code = "INTERNAL"
-        if not isinstance(error, grpc.aio.AbortError):
-            log.error("unexpected error in a call", exc_info=error)
-            await abort(context, unexpected())
-        raise error
-
-    def end(self, **more: object) -> None:
-        """Count and log it."""
-        method = self._method
-        if self._has_entered:
-            method.calls.leave(self.admission.caller or "")
-        seconds = time.perf_counter() - self._started_at
-        method.meter.handled(self._code, seconds)
-        if self._span is not None:
-            self._span.end(self._code)
-        if (access_log := method.calls.access_log) is not None:
-            access_log.note(method.path, self._code, seconds, self._context.peer, self.admission.caller, **more)
-
-
-def unary(
-    calls: Calls,
-    service: str,
-    name: str,
-    handler: Callable[[bytes, Context], Awaitable[bytes]],
-    *,
-    largest_answer: int = 0,
-) -> Callable[[object, Context], Awaitable[bytes]]:
-    """Wrap a handler of one request with one answer; gRPC is told that it reads a stream.
-
-    gRPC would otherwise read the whole request before anything of ours is asked, whoever sends it.
-
-    Args:
-        calls: all calls of the server.
-        service: the full name of its service.
-        name: its own name there.
-        handler: answers.
-        largest_answer: bytes that are reserved before it is made; where it is 0, answers are small, or made at once.
-    """
-    method = calls.method("unary", service, name)
-    meter = method.meter
-    type_name = f"{name}Request"
-
-    async def handle(_: object, context: Context) -> bytes:
-        call = _Call(method, context)
-        try:
-            with calls:
-                call.admit()
-                request = await calls.reading.read(context, call.admission.caller, type_name)
-                meter.received.inc()
-                call.take_one()
-                if largest_answer:
-                    with calls.reserved(call.admission.caller or "", largest_answer):
-                        answer = await handler(request, context)
-                else:
-                    answer = await handler(request, context)
-                calls.until_sent(context, call.admission.caller, answer)
-        except BaseException as error:  # the caller gets an answer whatever happens
-            await call.fail(error)
-            raise
-        else:
-            meter.sent.inc()
-            return answer
-        finally:
-            call.end()
-
-    return handle
-
-
-def stream(
-    calls: Calls,
-    service: str,
-    name: str,
-    handler: Callable[[Stream], Awaitable[None]],
-    count_events: Callable[[bytes], int],
-) -> Callable[[object, Context], Awaitable[None]]:
-    """Wrap a handler that reads and writes as it likes.
-
-    Args:
-        calls: all calls of the server.
-        service: the full name of its service.
-        name: its own name there.
-        handler: reads, and answers.
-        count_events: returns the number of events in a message.
-    """
-    method = calls.method("bidi_stream", service, name)
-
-    async def handle(_: object, context: Context) -> None:
-        call = _Call(method, context)
-        messages = 0
-        try:
-            with calls.place() as place:
-                call.admit()
-                both = Stream(context, method.meter, call.admission, count_events, leave=place.leave)
-                try:
-                    await handler(both)
-                finally:
-                    messages = both.received
-        except BaseException as error:  # the caller gets an answer whatever happens
-            await call.fail(error)
-            raise
-        finally:
-            call.end(messages=messages)
-
-    return handle
-
-
-def parse(message_class: type[Request], request: bytes) -> Request:
-    """Parse a request.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT, where gRPC itself would answer INTERNAL or UNKNOWN.
-    """
-    try:
-        return message_class.FromString(request)
-    except DecodeError as error:
-        raise unparsable(message_class.DESCRIPTOR.name) from error
-
-
-async def abort(context: Context, fault: StatusError) -> None:
-    """End a call with a fault: status, rich details, and the pushback that gRPC's own retries obey."""
-    trailing = [("grpc-status-details-bin", fault.status.SerializeToString())]
-    if fault.retry_after is not None:
-        trailing.append(("grpc-retry-pushback-ms", str(fault.retry_after_ms)))
-    await context.abort(
-        grpc.StatusCode[CODES[fault.status.code]], fault.status.message, trailing_metadata=tuple(trailing)
-    )

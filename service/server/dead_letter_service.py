@@ -13,8 +13,9 @@ from service.events.validation import Violation, timestamp_violations
 from service.mapping.mapping import Mapping
 from service.outbox.base import DeadLetter, DeadLetterFilter, DeadLetters
 from service.server import status
-from service.server.calls import Calls, parse, unary
+from service.server.calls import Calls
 from service.server.request_reading import Context
+from service.server.rpc import parse, unary
 
 SERVICE_NAME = "pointillist_destination.v1.DeadLetterService"
 PAGE_SIZE = 100

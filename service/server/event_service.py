@@ -27,8 +27,9 @@ from service.outbox.base import Entry, Sink
 from service.outbox.deliveries import DeliveryWaiters
 from service.server import status
 from service.server.batch_send import BatchSend
-from service.server.calls import Calls, parse, stream, unary
+from service.server.calls import Calls
 from service.server.request_reading import Context
+from service.server.rpc import parse, stream, unary
 from service.server.stream import Stream
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import CALL

@@ -13,7 +13,6 @@ from service.loopback import is_loopback
 from service.server import health_service, reflection
 from service.server.auth import Authenticator
 from service.server.health import Health
-from service.server.tls import server_credentials
 
 MAX_MESSAGE_SIZE = 4 * 1024 * 1024  # bytes of one request; gRPC's own default, which callers count on
 # With 100, a channel with 64 callers was refused streams: the next call comes before gRPC takes the last off its list.
@@ -112,11 +111,39 @@ def listen(
         if tls is None:
             port = server.add_insecure_port(str(address))
         else:
-            port = server.add_secure_port(str(address), server_credentials(tls))
+            port = server.add_secure_port(str(address), _credentials(tls))
     except RuntimeError as error:
         message = f"{setting}: cannot listen on {address}; another program may be listening there, or it is not ours"
         raise SettingsError(message) from error
     return Listen(address.host, port)
+
+
+def _credentials(files: WatchedFile[Certificates]) -> grpc.ServerCredentials:
+    """Return credentials that follow certificate files; a caller without a certificate is refused if they name one.
+
+    New connections get the certificates in force; those that are open stay as they are.
+    """
+    in_use = files.current()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Return the certificates if they are new; a thread of gRPC's asks before each handshake."""
+        nonlocal in_use
+        current = files.current()
+        if current is in_use:
+            return None
+        in_use = current
+        return _configuration(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(in_use),
+        renewed,  # type: ignore[arg-type]  # None means that nothing is new; the stubs do not know it
+        require_client_authentication=in_use.client_authority is not None,
+    )
+
+
+def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
+    pair = (certificates.key, certificates.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], certificates.client_authority)
 
 
 def exposure(settings: Settings) -> list[str]:

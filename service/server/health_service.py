@@ -16,9 +16,9 @@ import structlog
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2
 
-from service.server.calls import abort, parse
 from service.server.health import NAMES, Health
 from service.server.request_reading import Context, RequestReading
+from service.server.rpc import abort, parse
 from service.server.status import StatusError, too_many_watchers, unexpected
 from service.telemetry.access_log import host
 

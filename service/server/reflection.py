@@ -9,8 +9,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from service.server.auth import Authenticator
-from service.server.calls import abort, parse
 from service.server.request_reading import END_OF_STREAM, Context, RequestReading
+from service.server.rpc import abort, parse
 from service.server.status import StatusError, too_many_calls
 
 SERVICE_NAME: Final = reflection.SERVICE_NAME

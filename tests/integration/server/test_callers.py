@@ -19,8 +19,8 @@ from pointillist_destination.v1.event_service_pb2 import BatchSendRequest, Track
 from service.events.batch_frame import count_events
 from service.intake.token_bucket import TokenBucket
 from service.server.auth import Admission
-from service.server.calls import NOBODY
 from service.server.request_reading import Context
+from service.server.rpc import NOBODY
 from service.server.status import StatusError
 from service.server.stream import Stream
 from service.telemetry.grpc_metrics import GrpcMetrics

@@ -32,8 +32,8 @@ from service.outbox.base import Refusal
 from service.sandbox.server import Behaviour
 from service.server import status
 from service.server.auth import Admission
-from service.server.calls import NOBODY
 from service.server.request_reading import Context
+from service.server.rpc import NOBODY
 from service.server.status import StatusError, cut
 from service.server.stream import Stream
 from service.telemetry.grpc_metrics import GrpcMetrics
