@@ -35,6 +35,7 @@ from service.server.event_service import EventService
 from service.server.grpc_server import Server, exposure, make_health_server, make_server
 from service.server.health import Health
 from service.server.listener import Listener
+from service.server.rpc import UnknownMethods
 from service.telemetry.access_log import AccessLog
 from service.telemetry.descriptors import Descriptors
 from service.telemetry.logs import dropped_log_lines
@@ -220,7 +221,12 @@ class App:
         server = self._listener(
             "grpc",
             lambda: make_server(
-                handlers, names, health, reflect=settings.reflection, authenticator=calls.authenticator
+                handlers,
+                names,
+                health,
+                reflect=settings.reflection,
+                authenticator=calls.authenticator,
+                unknown=UnknownMethods(calls),
             ),
             metrics,
             stack,
@@ -228,7 +234,7 @@ class App:
         self.grpc_listen = server.bind("POINTILLIST_GRPC_LISTEN", settings.grpc_listen, self._certificates)
         metrics_server = start_metrics_server(settings.metrics_listen, metrics)
         stack.callback(metrics_server.stop)
-        await self._serve_health(health, metrics, stack)
+        await self._serve_health(health, UnknownMethods(calls), metrics, stack)
 
         def changed() -> None:
             if setup.has_changed():
@@ -246,12 +252,14 @@ class App:
         )
         return _Parts(outbox, relay, service, health, (calls, operators), server, metrics, metrics_server, reloader)
 
-    async def _serve_health(self, health: Health, metrics: Metrics, stack: contextlib.AsyncExitStack) -> None:
+    async def _serve_health(
+        self, health: Health, unknown: UnknownMethods, metrics: Metrics, stack: contextlib.AsyncExitStack
+    ) -> None:
         """Serve health on a port of its own, where the settings name one."""
         address = self._settings.health_listen
         if address is None:
             return
-        listener = self._listener("health", lambda: make_health_server(health), metrics, stack)
+        listener = self._listener("health", lambda: make_health_server(health, unknown), metrics, stack)
         bound = listener.bind("POINTILLIST_HEALTH_LISTEN", address)
         await listener.start()
         log.info("health server listening", address=str(bound))

@@ -1,6 +1,6 @@
 """Accepts events, the end that every way in shares: parse, validate, filter by integrations, put, count the outcome."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -63,6 +63,10 @@ class Acceptance:
     def count_batch(self, *, accepted: int, duplicate: int, filtered: int, rejected: int) -> None:
         """Count the outcomes of the events of one batch."""
         self._metrics.count_events(accepted=accepted, duplicate=duplicate, filtered=filtered, rejected=rejected)
+
+    def count_refused(self, fields: Mapping[str, int]) -> None:
+        """Count the events of a batch that were rejected, by field of the contract."""
+        self._metrics.rpc.count_refused(fields)
 
 
 def check(message: Message, payload: bytes, found: Sequence[Violation] = ()) -> None:

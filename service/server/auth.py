@@ -63,20 +63,19 @@ class Authenticator:
         self._count(caller.name)
         return caller
 
-    def admit(self, metadata: Iterable[tuple[str, str | bytes]] | None, path: str) -> Admission:
-        """Authenticate and authorize a call.
+    def admission(self, caller: Caller) -> Admission:
+        """Return what a caller may use."""
+        return Admission(caller.name, self._bucket(caller), caller.max_calls)
 
-        Args:
-            metadata: of the call.
-            path: the full path of its method.
+    @staticmethod
+    def authorize(caller: Caller, path: str) -> None:
+        """Let a caller call a method, by its full path.
 
         Raises:
-            StatusError: UNAUTHENTICATED or PERMISSION_DENIED.
+            StatusError: PERMISSION_DENIED.
         """
-        caller = self.identify(metadata)
         if path not in caller.methods:
             raise status.not_allowed(caller.name, path)
-        return Admission(caller.name, self._bucket(caller), caller.max_calls)
 
     def _bucket(self, caller: Caller) -> TokenBucket | None:
         """Return the bucket of a caller, which all its calls share; a new one if its rate has changed."""

@@ -6,6 +6,7 @@ stores nothing, streams are not read: their callers feel it as backpressure.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -172,6 +173,8 @@ class BatchSend:
                 if self._draining.is_set():
                     raise status.shutting_down()
                 break
+        self._acceptance.count_refused(verdicts.refused)
+        both.refused.update(verdicts.refused)
         size = verdicts.size
         budget.answer(size)
         request_size = len(request)
@@ -272,6 +275,8 @@ class _Verdicts:
         """Of the valid events that are sent."""
         self.size = 0
         """Bytes of the rejections."""
+        self.refused: Counter[str] = Counter()
+        """Rejections by field of the contract."""
         self._events = enumerate(frame.events)
         self._accepted_at = accepted_at
         self._traceparent = traceparent
@@ -283,7 +288,9 @@ class _Verdicts:
             try:
                 entry = entry_of(payload, self._accepted_at, self._traceparent)
             except EventRejectedError as error:
-                rejection = _rejection(error, index, is_short=self.size >= MAX_REJECTIONS)
+                fault = status.rejected(error)
+                self.refused.update(fault.fields)
+                rejection = _rejection(fault, error.message_id, index, is_short=self.size >= MAX_REJECTIONS)
                 self.size += rejection.ByteSize()
                 response.rejections.append(rejection)
             else:
@@ -306,12 +313,14 @@ class _Answer(NamedTuple):
     """About how many bytes it has."""
 
 
-def _rejection(error: EventRejectedError, index: int, *, is_short: bool) -> event_service_pb2.Rejection:
+def _rejection(
+    fault: status.StatusError, message_id: str, index: int, *, is_short: bool
+) -> event_service_pb2.Rejection:
     """Return a rejection with the status that a unary call would end with; a short one without details."""
-    full = status.rejected(error).status
+    full = fault.status
     if not is_short:
-        message_id = cut(error.message_id, MAX_MESSAGE_ID_BYTES)
+        message_id = cut(message_id, MAX_MESSAGE_ID_BYTES)
         return event_service_pb2.Rejection(index=index, message_id=message_id, status=full)
-    message_id = cut(error.message_id, MAX_SHORT_MESSAGE_ID)
+    message_id = cut(message_id, MAX_SHORT_MESSAGE_ID)
     short = status_pb2.Status(code=full.code, message=cut(full.message, MAX_SHORT_MESSAGE))
     return event_service_pb2.Rejection(index=index, message_id=message_id, status=short)

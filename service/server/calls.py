@@ -59,7 +59,7 @@ class Calls:
         self.by_certificate = by_certificate
         self.access_log = access_log
         self.tracing = tracing
-        self._metrics = metrics or GrpcMetrics()
+        self.metrics = metrics or GrpcMetrics()
         self._active = 0
         self._active_of: Counter[str] = Counter()
         self._idle = asyncio.Event()
@@ -72,14 +72,14 @@ class Calls:
             reading_places=OPERATORS_READING_PLACES,
             authenticator=self.authenticator,
             by_certificate=self.by_certificate,
-            metrics=self._metrics,
+            metrics=self.metrics,
             access_log=self.access_log,
             tracing=self.tracing,
         )
 
     def method(self, method_type: MethodType, service: str, name: str) -> "Method":
         """Return the wrapper of a method that will be served."""
-        return Method(self, f"/{service}/{name}", self._metrics.meter(method_type, service, name))
+        return Method(self, f"/{service}/{name}", self.metrics.meter(method_type, service, name))
 
     def __enter__(self) -> None:
         if self._active >= self._most or self._answers.number >= max(self._most, UNSENT_CALLS):
@@ -96,6 +96,12 @@ class Calls:
     def usage(self) -> float:
         """The share of the calls at a time that are in progress."""
         return self._active / self._most
+
+    def note_unknown(self, path: str) -> None:
+        """Count and log a call of a method that there is not."""
+        self.metrics.unknown_methods.inc()
+        if self.access_log is not None:
+            self.access_log.note_unknown(path)
 
     def place(self) -> "Place":
         """Return the place of a stream among the calls in progress, which it may leave before it ends."""

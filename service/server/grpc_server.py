@@ -73,6 +73,7 @@ def make_server(
     *,
     reflect: bool,
     authenticator: Authenticator | None = None,
+    unknown: grpc.GenericRpcHandler | None = None,
 ) -> grpc.aio.Server:
     """Make a server of services; it listens nowhere yet.
 
@@ -82,20 +83,23 @@ def make_server(
         health: its health.
         reflect: whether clients may ask for the contract.
         authenticator: admits callers; without it, everybody is admitted.
+        unknown: is asked for methods that none of the others has.
     """
     server = grpc.aio.server(options=OPTIONS)
     all_handlers = [*handlers, health_service.handlers(health)]
     if reflect:
         shown = (*names, health_service.SERVICE_NAME, reflection.SERVICE_NAME)
         all_handlers.append(reflection.handlers(shown, authenticator))
+    if unknown is not None:
+        all_handlers.append(unknown)
     server.add_generic_rpc_handlers(tuple(all_handlers))
     return server
 
 
-def make_health_server(health: Health) -> grpc.aio.Server:
+def make_health_server(health: Health, unknown: grpc.GenericRpcHandler) -> grpc.aio.Server:
     """Make a server that serves health alone, for probes that cannot speak TLS."""
     server = grpc.aio.server(options=HEALTH_OPTIONS)
-    server.add_generic_rpc_handlers((health_service.handlers(health),))
+    server.add_generic_rpc_handlers((health_service.handlers(health), unknown))
     return server
 
 

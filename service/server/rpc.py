@@ -6,8 +6,9 @@ A StatusError becomes a status with its details, and any unexpected error INTERN
 and not a grpc.aio interceptor, which would cost several times as much per call and see less of it.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -25,6 +26,13 @@ from service.telemetry.tracing import CALL, CallSpan
 
 Request = TypeVar("Request", bound=Message)
 
+# Seconds. gRPC cancels a call whose deadline passes; that its caller cancelled it just before, nobody can tell.
+DEADLINE_MARGIN = 0.05
+# Seconds. Where a caller cancels a stream, its handler may read the end of the stream before it is cancelled.
+CANCEL_MARGIN = 0.002
+
+MAX_REFUSED = 10  # fields in the line of a stream
+
 NOBODY = Admission(None, None)  # the caller, without authentication
 
 log = structlog.get_logger()
@@ -33,13 +41,25 @@ log = structlog.get_logger()
 class _Call:
     """One call, from its start to its end."""
 
-    __slots__ = ("_code", "_context", "_has_entered", "_method", "_span", "_started_at", "admission")
+    __slots__ = (
+        "_code",
+        "_context",
+        "_fields",
+        "_has_entered",
+        "_method",
+        "_peer",
+        "_span",
+        "_started_at",
+        "admission",
+    )
 
     def __init__(self, method: Method, context: Context) -> None:
         method.meter.started.inc()
         self._method = method
         self._context = context
+        self._peer = context.peer()  # gRPC forgets it with the end of the call
         self._code = "OK"
+        self._fields: Sequence[str] = ()
         self._has_entered = False
         self._started_at = time.perf_counter()
         self._span: CallSpan | None = None
@@ -56,11 +76,13 @@ class _Call:
         """
         calls = self._method.calls
         if calls.authenticator is not None:
-            self.admission = calls.authenticator.admit(self._context.invocation_metadata(), self._method.path)
+            caller = calls.authenticator.identify(self._context.invocation_metadata())
+            self.admission = calls.authenticator.admission(caller)
+            calls.authenticator.authorize(caller, self._method.path)
         elif calls.by_certificate:
             self.admission = Admission(subject(self._context.auth_context()), None)
-        if (caller := self.admission.caller) is not None:
-            calls.enter(caller, self.admission.max_calls)
+        if (name := self.admission.caller) is not None:
+            calls.enter(name, self.admission.max_calls)
             self._has_entered = True
 
     def take_one(self) -> None:
@@ -80,10 +102,13 @@ class _Call:
             error = outbox_unavailable(error)
         if isinstance(error, StatusError):
             self._code = CODES[error.status.code]
+            if error.fields:
+                self._fields = error.fields
+                self._method.calls.metrics.count_refused(dict.fromkeys(error.fields, 1))
             await abort(context, error)
         if not isinstance(error, Exception) or context.done():
             remaining = context.time_remaining()
-            self._code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            self._code = "CANCELLED" if remaining is None or remaining > DEADLINE_MARGIN else "DEADLINE_EXCEEDED"
             raise error
         self._code = "INTERNAL"
         if not isinstance(error, grpc.aio.AbortError):
@@ -101,7 +126,9 @@ class _Call:
         if self._span is not None:
             self._span.end(self._code)
         if (access_log := method.calls.access_log) is not None:
-            access_log.note(method.path, self._code, seconds, self._context.peer, self.admission.caller, **more)
+            if self._fields:
+                more["fields"] = self._fields
+            access_log.note(method.path, self._code, seconds, self._peer, self.admission.caller, **more)
 
 
 def unary(
@@ -173,22 +200,40 @@ def stream(
 
     async def handle(_: object, context: Context) -> None:
         call = _Call(method, context)
-        messages = 0
+        more: dict[str, object] = {"messages": 0}
         try:
             with calls.place() as place:
                 call.admit()
                 both = Stream(context, method.meter, call.admission, count_events, leave=place.leave)
                 try:
                     await handler(both)
+                    await asyncio.sleep(CANCEL_MARGIN)
                 finally:
-                    messages = both.received
+                    more["messages"] = both.received
+                    if both.refused:
+                        more["refused"] = dict(both.refused.most_common(MAX_REFUSED))
         except BaseException as error:  # the caller gets an answer whatever happens
             await call.fail(error)
             raise
         finally:
-            call.end(messages=messages)
+            call.end(**more)
 
     return handle
+
+
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Counts and logs calls of methods that there are not. gRPC asks it last, and answers them with UNIMPLEMENTED.
+
+    Args:
+        calls: count and log them.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
+        """Know no handler."""
+        self._calls.note_unknown(handler_call_details.method)
 
 
 def parse(message_class: type[Request], request: bytes) -> Request:

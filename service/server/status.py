@@ -3,12 +3,13 @@
 `ErrorInfo` is in every one, `BadRequest` where fields are at fault, `RetryInfo` wherever trying again makes sense.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from service.errors import EventRejectedError, OutboxClosedError, OutboxFullError, OutboxUnavailableError
+from service.events.contract_field import UNPARSABLE, contract_field
 from service.events.validation import MAX_VIOLATIONS, Violation
 from service.outbox.base import Refusal
 
@@ -46,6 +47,9 @@ class StatusError(Exception):  # it is not an error of this service but an answe
         metadata: of the ErrorInfo.
         retry_after: seconds until trying again makes sense; None where it does not.
     """
+
+    fields: Sequence[str] = ()
+    """Fields of the contract that are at fault."""
 
     def __init__(
         self,
@@ -91,7 +95,9 @@ def invalid(violations: list[Violation]) -> StatusError:
     if len(violations) > 1:
         many = f"{len(violations)}" if len(violations) <= MAX_VIOLATIONS else f"more than {MAX_VIOLATIONS}"
         message = f"{many} violations; the first: {message}"
-    return StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+    fault = StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+    fault.fields = list(dict.fromkeys(contract_field(violation.field) for violation in violations))
+    return fault
 
 
 def rejected(error: EventRejectedError) -> StatusError:
@@ -109,7 +115,9 @@ def unparsable(type_name: str) -> StatusError:
     )
     bad_request = error_details_pb2.BadRequest()
     bad_request.field_violations.add(field="", description=description)
-    return StatusError(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
+    fault = StatusError(code_pb2.INVALID_ARGUMENT, "NOT_PARSABLE", description, details=[bad_request])
+    fault.fields = [UNPARSABLE]
+    return fault
 
 
 def outbox_unavailable(error: OutboxUnavailableError) -> StatusError:

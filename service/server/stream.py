@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from service.server.auth import Admission
@@ -51,6 +52,8 @@ class Stream:
         self._ends_at = time.monotonic() + age_most
         self.received = 0
         """Messages that were read."""
+        self.refused: Counter[str] = Counter()
+        """Events that were refused, by field of the contract."""
         self.bulk_puts = 0
         """Puts in bulk of its events that are not done."""
 

@@ -16,6 +16,7 @@ OK_LINES = 10.0  # a second and method
 MAX_OK_LINES = 10  # at once
 FAILED_LINES = 5.0  # a second and method
 MAX_FAILED_LINES = 50  # at once
+MAX_UNKNOWN_PATH = 100  # characters
 
 log = structlog.get_logger()
 
@@ -32,32 +33,43 @@ class AccessLog:
         self._now = now
         self._allowances: dict[tuple[str, bool], Allowance] = {}
 
-    def note(
-        self, path: str, code: str, seconds: float, peer: Callable[[], str], caller: str | None, **more: object
-    ) -> None:
+    def note(self, path: str, code: str, seconds: float, peer: str, caller: str | None, **more: object) -> None:
         """Note the end of a call.
 
         Args:
             path: of its method.
             code: the name of its gRPC code.
             seconds: how long it took.
-            peer: gives where it came from, as gRPC says it; asked only when there is a line.
+            peer: where it came from, as gRPC says it.
             caller: who showed a token; None where nobody did.
             more: further fields of the line.
         """
         is_ok = code == "OK"
-        now = self._now()
-        allowance = self._allowances.get((path, is_ok))
+        allowance = self._allowance(path, is_ok=is_ok)
         if allowance is None:
-            most, per_second = (MAX_OK_LINES, OK_LINES) if is_ok else (MAX_FAILED_LINES, FAILED_LINES)
-            allowance = self._allowances[path, is_ok] = Allowance(most, per_second, now)
-        if not allowance.take(now):
             return
         if suppressed := allowance.told():
             more["suppressed"] = suppressed
         if caller is not None:
             more["caller"] = caller
-        log.info("call", method=path.lstrip("/"), code=code, ms=round(seconds * 1000, 2), peer=host(peer()), **more)
+        log.info("call", method=path.lstrip("/"), code=code, ms=round(seconds * 1000, 2), peer=host(peer), **more)
+
+    def note_unknown(self, path: str) -> None:
+        """Note a call of a method that there is not, which gRPC answers; the path is the caller's, escaped and cut."""
+        allowance = self._allowance("", is_ok=False)
+        if allowance is not None:
+            shown = ascii(path)[1:-1][:MAX_UNKNOWN_PATH]
+            more = {"suppressed": suppressed} if (suppressed := allowance.told()) else {}
+            log.info("call of an unknown method", path=shown, code="UNIMPLEMENTED", **more)
+
+    def _allowance(self, path: str, *, is_ok: bool) -> Allowance | None:
+        """Return the allowance of a method if it has a line left."""
+        now = self._now()
+        allowance = self._allowances.get((path, is_ok))
+        if allowance is None:
+            most, per_second = (MAX_OK_LINES, OK_LINES) if is_ok else (MAX_FAILED_LINES, FAILED_LINES)
+            allowance = self._allowances[path, is_ok] = Allowance(most, per_second, now)
+        return allowance if allowance.take(now) else None
 
 
 def host(peer: str) -> str:

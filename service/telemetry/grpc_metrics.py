@@ -1,9 +1,10 @@
 """The metrics of gRPC calls, under the names and with the codes' spelling that dashboards for gRPC servers expect.
 
 Those are go-grpc-prometheus': https://github.com/grpc-ecosystem/go-grpc-middleware/tree/main/providers/prometheus.
-All series are there, at zero, from the start. Health checks and reflection are not counted.
+All series but those of refused fields are there, at zero, from the start. Health checks and reflection are not counted.
 """
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from google.rpc import code_pb2
@@ -37,6 +38,8 @@ UNKNOWN_METHOD: Final = ("unary", "unknown", "unknown")
 # Seconds. A call waits for one fsync, which takes from below a millisecond to a tenth of a second; a call that waits
 # for delivery, or a stream, takes as long as it takes.
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
+
+MAX_FIELDS: Final = 64  # series of fields that are at fault; the contract has fewer
 
 _LABELS: Final = ("grpc_type", "grpc_service", "grpc_method")
 
@@ -81,6 +84,13 @@ class GrpcMetrics:
             registry=registry,
             buckets=BUCKETS,
         )
+        self.refused_fields = Counter(
+            "pointillist_destination_refused_fields",
+            "Events and requests that were refused, by the field of the contract that is at fault.",
+            ("field",),
+            registry=registry,
+        )
+        self._fields: set[str] = set()
         self.unknown_methods = self.handled.labels(*UNKNOWN_METHOD, UNIMPLEMENTED)
         """Counts calls of methods that there are not."""
         self.callers = Counter(
@@ -93,6 +103,13 @@ class GrpcMetrics:
     def meter(self, method_type: MethodType, service: str, method: str) -> MethodMeter:
         """Return the meter of a method that will be served."""
         return MethodMeter(self, (method_type, service, method))
+
+    def count_refused(self, fields: Mapping[str, int]) -> None:
+        """Count refusals by field of the contract, in 64 series at most; beyond them all are `other`."""
+        for field, count in fields.items():
+            if field not in self._fields and len(self._fields) < MAX_FIELDS - 1:
+                self._fields.add(field)
+            self.refused_fields.labels(field if field in self._fields else "other").inc(count)
 
     def name_callers(self, names: list[str]) -> None:
         """Expose a series for each of these callers; only callers that a file names ever have one."""

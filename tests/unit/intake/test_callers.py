@@ -1,6 +1,7 @@
 """Callers: what a callers file may say, whose token it is, what they may call, and how often."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from service.errors import SettingsError
 from service.intake.callers import Callers, read_callers, watch_callers
 from service.intake.token_bucket import TokenBucket
-from service.server.auth import Authenticator
+from service.server.auth import Admission, Authenticator
 from service.server.status import StatusError
 
 TOKEN = "a-token-of-checkout"
@@ -229,6 +230,13 @@ def authenticator(callers: Callers, clock: Hand | None = None) -> tuple[Authenti
     return Authenticator(lambda: callers, clock or Hand(), counted.append), counted
 
 
+def admit(door: Authenticator, metadata: Sequence[tuple[str, str]], path: str) -> Admission:
+    """Authenticate and authorize a call."""
+    caller = door.identify(metadata)
+    door.authorize(caller, path)
+    return door.admission(caller)
+
+
 def reason(fault: StatusError) -> str:
     info = error_details_pb2.ErrorInfo()
     assert fault.status.details[0].Unpack(info)
@@ -249,7 +257,7 @@ def reason(fault: StatusError) -> str:
 def test_without_a_right_token_nobody_is_let_in(value: str | None, expected: str) -> None:
     door, counted = authenticator(read_callers(CHECKOUT))
     with pytest.raises(StatusError) as caught:
-        door.admit(() if value is None else (("authorization", value),), TRACK)
+        admit(door, () if value is None else (("authorization", value),), TRACK)
     assert (caught.value.status.code, reason(caught.value)) == (code_pb2.UNAUTHENTICATED, expected)
     assert OTHER not in caught.value.status.message
     assert counted == []
@@ -258,7 +266,7 @@ def test_without_a_right_token_nobody_is_let_in(value: str | None, expected: str
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_right_token_is_let_in(scheme: str) -> None:
     door, counted = authenticator(read_callers(CHECKOUT))
-    admission = door.admit((("user-agent", "x"), ("authorization", f"{scheme} {TOKEN}")), TRACK)
+    admission = admit(door, (("user-agent", "x"), ("authorization", f"{scheme} {TOKEN}")), TRACK)
     assert (admission.caller, admission.bucket) == ("checkout", None)
     assert counted == ["checkout"]
 
@@ -266,7 +274,7 @@ def test_a_right_token_is_let_in(scheme: str) -> None:
 def test_a_known_caller_is_not_let_in_where_it_is_not_allowed() -> None:
     door, _ = authenticator(read_callers(CHECKOUT))
     with pytest.raises(StatusError) as caught:
-        door.admit((("authorization", f"Bearer {TOKEN}"),), LIST)
+        admit(door, (("authorization", f"Bearer {TOKEN}"),), LIST)
     assert (caught.value.status.code, reason(caught.value)) == (code_pb2.PERMISSION_DENIED, "NOT_ALLOWED")
 
 
@@ -274,10 +282,10 @@ def test_all_calls_of_a_caller_share_its_rate_until_the_file_gives_it_another() 
     current = [read_callers(CHECKOUT + "events_per_second = 5")]
     door = Authenticator(lambda: current[0], Hand(), lambda _: None)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
-    first = door.admit(metadata, TRACK).bucket
+    first = admit(door, metadata, TRACK).bucket
     assert first is not None
-    assert door.admit(metadata, TRACK).bucket is first
+    assert admit(door, metadata, TRACK).bucket is first
     current[0] = read_callers(CHECKOUT + "events_per_second = 5\n")
-    assert door.admit(metadata, TRACK).bucket is first
+    assert admit(door, metadata, TRACK).bucket is first
     current[0] = read_callers(CHECKOUT + "events_per_second = 6")
-    assert door.admit(metadata, TRACK).bucket is not first
+    assert admit(door, metadata, TRACK).bucket is not first
