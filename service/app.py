@@ -249,6 +249,7 @@ class App:
             certificates=self._certificates,
             metrics=metrics,
             changed=changed,
+            callers_changed=calls.recheck,
         )
         return _Parts(outbox, relay, service, health, (calls, operators), server, metrics, metrics_server, reloader)
 

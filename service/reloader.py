@@ -43,6 +43,7 @@ class Reloader:
         certificates: the certificates of the gRPC port; None without TLS.
         metrics: counts the reloads of the mapping, and names the callers.
         changed: called when the token or the mapping is another one, or an operator asked.
+        callers_changed: called when the callers are other ones.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Reloader:
         certificates: WatchedFile[Certificates] | None,
         metrics: Metrics,
         changed: Callable[[], None],
+        callers_changed: Callable[[], None],
     ) -> None:
         self._token = token
         self._mapping = mapping
@@ -61,6 +63,7 @@ class Reloader:
         self._certificates = certificates
         self._metrics = metrics
         self._changed = changed
+        self._callers_changed = callers_changed
         self._asked = asyncio.Event()
 
     def reload(self) -> None:
@@ -78,6 +81,7 @@ class Reloader:
             _reload(self._certificates, "certificates", is_asked=is_asked)
             if _reload(self._callers, "callers", is_asked=is_asked) and self._callers is not None:
                 self._metrics.rpc.name_callers(self._callers.current().names)
+                self._callers_changed()
             self._reload_mapping(is_asked=is_asked)
 
     def _reload_token(self, *, is_asked: bool) -> None:

@@ -75,11 +75,19 @@ class Callers:
         Its duration reveals nothing of any token: a hash of the presented one is looked up, and compared
         in constant time.
         """
-        digest = hashlib.sha256(token.encode()).digest()
+        return self.find_digest(digest_of(token))
+
+    def find_digest(self, digest: bytes) -> Caller | None:
+        """Find whose token has this digest; None where it is nobody's."""
         caller = self.by_digest.get(digest)
         if caller is None or not any([hmac.compare_digest(digest, one) for one in caller.digests]):  # noqa: C419  all
             return None
         return caller
+
+
+def digest_of(token: str) -> bytes:
+    """Return the digest by which a token is known."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def read_callers(text: str) -> Callers:

@@ -1,9 +1,9 @@
 """Authenticates callers by bearer token, authorizes the method, and applies the rate limit."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from service.intake.callers import Caller, Callers
+from service.intake.callers import Caller, Callers, digest_of
 from service.intake.token_bucket import TokenBucket
 from service.server import status
 
@@ -22,6 +22,21 @@ class Admission:
     """Its rate limit; None if it has none."""
     max_calls: int | None = None
     """Its calls at a time; None for half of the process' bound."""
+    methods: frozenset[str] = frozenset()
+    """Full paths that it may call, where callers show tokens."""
+    digest: bytes = field(default=b"", repr=False)
+    """Of the token that it showed; empty without one."""
+
+
+def authorized(admission: Admission, path: str) -> Admission:
+    """Let a caller that showed a token call a method, by its full path.
+
+    Raises:
+        StatusError: PERMISSION_DENIED.
+    """
+    if path not in admission.methods:
+        raise status.not_allowed(admission.caller or "", path)
+    return admission
 
 
 def subject(auth_context: Mapping[str, Iterable[bytes]]) -> str | None:
@@ -47,8 +62,8 @@ class Authenticator:
         self._count = count
         self._buckets: dict[str, TokenBucket] = {}
 
-    def identify(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
-        """Return the caller, by the token in its metadata.
+    def identify(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Admission:
+        """Return the caller and what it may use, by the token in its metadata.
 
         Raises:
             StatusError: UNAUTHENTICATED.
@@ -57,25 +72,25 @@ class Authenticator:
         if shown is None:
             raise status.no_token()
         scheme, _, token = str(shown).partition(" ")
-        caller = self._callers().find(token.strip()) if scheme.lower() == SCHEME else None
-        if caller is None:
+        if scheme.lower() != SCHEME:
             raise status.unknown_token()
-        self._count(caller.name)
-        return caller
+        admission = self._admission(digest_of(token.strip()))
+        self._count(admission.caller or "")
+        return admission
 
-    def admission(self, caller: Caller) -> Admission:
-        """Return what a caller may use."""
-        return Admission(caller.name, self._bucket(caller), caller.max_calls)
-
-    @staticmethod
-    def authorize(caller: Caller, path: str) -> None:
-        """Let a caller call a method, by its full path.
+    def again(self, admission: Admission, path: str) -> Admission:
+        """Return what a caller may use now; asked while a stream goes on, once the callers in force are others.
 
         Raises:
-            StatusError: PERMISSION_DENIED.
+            StatusError: UNAUTHENTICATED where its token is nobody's now, PERMISSION_DENIED where its method is not.
         """
-        if path not in caller.methods:
-            raise status.not_allowed(caller.name, path)
+        return authorized(self._admission(admission.digest), path)
+
+    def _admission(self, digest: bytes) -> Admission:
+        caller = self._callers().find_digest(digest)
+        if caller is None:
+            raise status.unknown_token()
+        return Admission(caller.name, self._bucket(caller), caller.max_calls, caller.methods, digest)
 
     def _bucket(self, caller: Caller) -> TokenBucket | None:
         """Return the bucket of a caller, which all its calls share; a new one if its rate has changed."""

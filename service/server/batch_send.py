@@ -58,7 +58,7 @@ class BatchSend:
         self._draining = draining
         self._line = WaitingLine()
         self._judging = Judging()
-        self._reading: set[asyncio.Future[bytes]] = set()
+        self._open: set[Stream] = set()
         self._owners: dict[Hashable, OwnerBudget] = {}
         self.budget = ByteBudget(MAX_BATCH_BYTES)
         """The requests and answers in memory, of all streams."""
@@ -67,14 +67,16 @@ class BatchSend:
 
     def drain(self) -> None:
         """Read no further batch."""
-        for read in self._reading:
-            read.cancel()
+        for stream in self._open:
+            stream.end(status.shutting_down())
 
     async def run(self, both: Stream) -> None:
         """Serve one stream: one task reads ahead, this one writes."""
         answers: asyncio.Queue[_Answer | None] = asyncio.Queue(BATCHES_AHEAD)
+        if self._draining.is_set():
+            raise status.shutting_down()
         await both.begin()
-        with self._budget_of(both) as budget:
+        with self._opened(both), self._budget_of(both) as budget:
             reader = asyncio.create_task(self._read(both, answers, budget))
 
             def drop() -> None:
@@ -94,6 +96,15 @@ class BatchSend:
             finally:
                 reader.cancel()
                 _drop(answers)
+
+    @contextlib.contextmanager
+    def _opened(self, both: Stream) -> Iterator[None]:
+        """Have a stream end within the body when the server does."""
+        self._open.add(both)
+        try:
+            yield
+        finally:
+            self._open.discard(both)
 
     @contextlib.contextmanager
     def _budget_of(self, both: Stream) -> Iterator[StreamBudget]:
@@ -117,10 +128,10 @@ class BatchSend:
         try:
             while True:
                 if sink.full() is not None:
-                    await self._unless_draining(sink.has_room())
+                    await both.unless_over(sink.has_room())
                 if not budget.may_go_on():
-                    await self._unless_draining(budget.until_may_go_on())
-                request = await self._read_request(both)
+                    await both.unless_over(budget.until_may_go_on())
+                request = await both.read()
                 if request is END_OF_STREAM:
                     return
                 if not budget.hold_now(len(request)):
@@ -130,21 +141,6 @@ class BatchSend:
                 await answers.put(answer)
         finally:
             await answers.put(None)
-
-    async def _read_request(self, both: Stream) -> bytes:
-        """Read one request, unless the server ends."""
-        if self._draining.is_set():
-            raise status.shutting_down()
-        read: asyncio.Future[bytes] = asyncio.ensure_future(both.read())
-        self._reading.add(read)
-        try:
-            return await read
-        except asyncio.CancelledError:
-            if self._draining.is_set():
-                raise status.shutting_down() from None
-            raise
-        finally:
-            self._reading.discard(read)
 
     async def _receive(self, request: bytes, both: Stream, budget: StreamBudget) -> "_Answer":
         """Judge each event of a batch by itself, and begin to store the valid ones together.

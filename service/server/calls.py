@@ -9,7 +9,8 @@ from typing import Self
 from service.intake.answer_budget import AnswerBudget
 from service.server.auth import Authenticator
 from service.server.request_reading import Context, RequestReading
-from service.server.status import too_many_calls, too_many_calls_of, unread_answers
+from service.server.status import StatusError, too_many_calls, too_many_calls_of, unread_answers
+from service.server.stream import Stream
 from service.telemetry.access_log import AccessLog
 from service.telemetry.grpc_metrics import GrpcMetrics, MethodMeter, MethodType
 from service.telemetry.tracing import Tracing
@@ -62,6 +63,7 @@ class Calls:
         self.metrics = metrics or GrpcMetrics()
         self._active = 0
         self._active_of: Counter[str] = Counter()
+        self._streams: dict[Stream, str] = {}  # with the paths of their methods
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -96,6 +98,25 @@ class Calls:
     def usage(self) -> float:
         """The share of the calls at a time that are in progress."""
         return self._active / self._most
+
+    @contextlib.contextmanager
+    def rechecked(self, stream: Stream, path: str) -> Iterator[None]:
+        """Have a stream end within the body if the callers file takes its caller's right to it away."""
+        self._streams[stream] = path
+        try:
+            yield
+        finally:
+            del self._streams[stream]
+
+    def recheck(self) -> None:
+        """Look at the caller of each stream again, as the callers file has changed."""
+        if self.authenticator is None:
+            return
+        for stream, path in list(self._streams.items()):
+            try:
+                stream.admit(self.authenticator.again(stream.admission, path))
+            except StatusError as fault:
+                stream.end(fault)
 
     def note_unknown(self, path: str) -> None:
         """Count and log a call of a method that there is not."""

@@ -39,7 +39,7 @@ class Reflection:
             with self._place():
                 caller = None
                 if self._authenticator is not None:
-                    caller = self._authenticator.identify(context.invocation_metadata()).name
+                    caller = self._authenticator.identify(context.invocation_metadata()).caller
                 async for answer in self._servicer.ServerReflectionInfo(self._requests(context, caller), None):
                     await context.write(answer.SerializeToString())
         except StatusError as fault:

@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import OutboxUnavailableError
-from service.server.auth import Admission, subject
+from service.server.auth import Admission, authorized, subject
 from service.server.calls import Calls, Method
 from service.server.request_reading import Context
 from service.server.status import StatusError, outbox_unavailable, over_rate, unexpected, unparsable
@@ -76,9 +76,8 @@ class _Call:
         """
         calls = self._method.calls
         if calls.authenticator is not None:
-            caller = calls.authenticator.identify(self._context.invocation_metadata())
-            self.admission = calls.authenticator.admission(caller)
-            calls.authenticator.authorize(caller, self._method.path)
+            self.admission = calls.authenticator.identify(self._context.invocation_metadata())
+            authorized(self.admission, self._method.path)
         elif calls.by_certificate:
             self.admission = Admission(subject(self._context.auth_context()), None)
         if (name := self.admission.caller) is not None:
@@ -206,7 +205,8 @@ def stream(
                 call.admit()
                 both = Stream(context, method.meter, call.admission, count_events, leave=place.leave)
                 try:
-                    await handler(both)
+                    with calls.rechecked(both, method.path):
+                        await handler(both)
                     await asyncio.sleep(CANCEL_MARGIN)
                 finally:
                     more["messages"] = both.received

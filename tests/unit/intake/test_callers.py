@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service.errors import SettingsError
 from service.intake.callers import Callers, read_callers, watch_callers
 from service.intake.token_bucket import TokenBucket
-from service.server.auth import Admission, Authenticator
+from service.server.auth import Admission, Authenticator, authorized
 from service.server.status import StatusError
 
 TOKEN = "a-token-of-checkout"
@@ -232,9 +232,7 @@ def authenticator(callers: Callers, clock: Hand | None = None) -> tuple[Authenti
 
 def admit(door: Authenticator, metadata: Sequence[tuple[str, str]], path: str) -> Admission:
     """Authenticate and authorize a call."""
-    caller = door.identify(metadata)
-    door.authorize(caller, path)
-    return door.admission(caller)
+    return authorized(door.identify(metadata), path)
 
 
 def reason(fault: StatusError) -> str:
