@@ -32,6 +32,8 @@ class Target:
     """The authorities to trust, in PEM, for a server with TLS; None for plain text."""
     token: str | None = None
     """The caller's token; None for a server that asks for none. It is no part of a repr."""
+    own: tuple[bytes, bytes] | None = None
+    """Our key and certificate, in PEM, for a server that demands one of its callers."""
 
     def __repr__(self) -> str:
         return f"Target({self.address!r})"
@@ -50,22 +52,53 @@ class Target:
         host = called_at(Listen.parse(self.address)).host
         return () if os.environ.get(PROXY) and not is_loopback(host) else DIRECT
 
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """GRPC's credentials of a channel; None for plain text."""
+        if self.certificates is None:
+            return None
+        key, certificate = self.own or (None, None)
+        return grpc.ssl_channel_credentials(self.certificates, key, certificate)
 
-def find_target(given: str | None, ca_file: Path | None, token_file: Path | None) -> Target:
+
+def find_target(
+    given: str | None,
+    ca_file: Path | None,
+    token_file: Path | None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
+) -> Target:
     """The server that options name; without an address, the one that the settings have listen here.
 
     Raises:
-        SettingsError: the address, a setting, the certificates or the token cannot be used.
+        SettingsError: the address, a setting, the certificates, the key or the token cannot be used.
         UnreadableFileError: a file cannot be read.
     """
     certificates = None if ca_file is None else _certificates(ca_file)
+    own = _own_certificate(ca_file, cert_file, key_file)
     token = None if token_file is None else _token(token_file)
-    if given is not None:
-        try:
-            return Target(str(Listen.parse(given)), certificates, token)
-        except ValueError as error:
-            raise SettingsError(f"--target: {error}") from error
-    return Target(str(called_at(load_settings(os.environ).grpc_listen)), certificates, token)
+    try:
+        address = called_at(load_settings(os.environ).grpc_listen) if given is None else Listen.parse(given)
+    except ValueError as error:
+        raise SettingsError(f"--target: {error}") from error
+    return Target(str(address), certificates, token, own)
+
+
+def _own_certificate(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> tuple[bytes, bytes] | None:
+    """Read and check our key and certificate: gRPC itself would only fail to reach the server."""
+    if cert_file is None and key_file is None:
+        return None
+    if cert_file is None or key_file is None:
+        raise SettingsError("--cert-file and --key-file go together: the certificate, and the key that it was made for")
+    if ca_file is None:
+        raise SettingsError("--cert-file goes with --ca-file: the authorities by which the server is known")
+    key, certificate = _read(key_file), _read(cert_file)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert_file, key_file, password=lambda: b"")
+    except (ssl.SSLError, ValueError) as error:
+        advice = "expected a certificate, with the intermediate ones, and its key without a passphrase, in PEM"
+        raise SettingsError(f"--cert-file {cert_file}, --key-file {key_file}: {error}; {advice}") from error
+    return key, certificate
 
 
 def _certificates(path: Path) -> bytes:
@@ -95,17 +128,17 @@ def _read(path: Path) -> bytes:
 
 def open_channel(target: Target) -> grpc.Channel:
     """A channel for calls that wait."""
-    if target.certificates is None:
+    if (credentials := target.credentials) is None:
         return grpc.insecure_channel(target.address, target.options)
-    return grpc.secure_channel(target.address, grpc.ssl_channel_credentials(target.certificates), target.options)
+    return grpc.secure_channel(target.address, credentials, target.options)
 
 
 def open_aio_channel(target: Target, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
     """A channel for the running event loop."""
     options = (*target.options, *options)
-    if target.certificates is None:
+    if (credentials := target.credentials) is None:
         return grpc.aio.insecure_channel(target.address, options=options)
-    return grpc.aio.secure_channel(target.address, grpc.ssl_channel_credentials(target.certificates), options=options)
+    return grpc.aio.secure_channel(target.address, credentials, options=options)
 
 
 def error_details(error: grpc.Call | grpc.aio.AioRpcError) -> Iterator[any_pb2.Any]:
@@ -135,5 +168,6 @@ def no_server(target: Target) -> str:
         )
     return (
         f"{target.address}: no server can be reached there with TLS, which --ca-file asks for; it must have a"
-        " certificate for that host that those of --ca-file vouch for; one in plain text goes without --ca-file"
+        " certificate for that host that those of --ca-file vouch for; one that demands a certificate of its callers"
+        " needs --cert-file and --key-file; one in plain text goes without --ca-file"
     )

@@ -20,6 +20,7 @@ from service.cli.client import Target, find_target, is_from_server, no_server, o
 from service.cli.console import NOT_EVERYTHING, output, say
 from service.cli.console import show as show_lines
 from service.cli.input_file import on_one_line
+from service.cli.options import CaFile, CertFile, KeyFile, TokenFile
 from service.errors import OutputError, SendingError, SettingsError
 from service.events.message import event_type
 from service.events.segment_time import read_time
@@ -36,8 +37,6 @@ commands = typer.Typer(help="List, show, replay and delete dead letters on a run
 _Target = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Server address; default: POINTILLIST_GRPC_LISTEN.")
 ]
-_CaFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Use TLS, and trust these certificate authorities.")]
-_TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File with the caller's token.")]
 _Reason = Annotated[str | None, typer.Option(metavar="R", help='Reason: a status such as 400, or "max_age".')]
 _EventType = Annotated[str | None, typer.Option(metavar="NAME", help="A track's event name, or identify.")]
 _UserId = Annotated[str | None, typer.Option(metavar="ID", help="userId or anonymousId.")]
@@ -55,12 +54,14 @@ def list_(  # noqa: PLR0917  typer takes options by name
     since: _Since = None,
     until: _Until = None,
     target: _Target = None,
-    ca_file: _CaFile = None,
-    token_file: _TokenFile = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """List dead letters, oldest first: id, last attempt, reason, attempts, type, message id, detail."""
     which = _filter(None, reason, event_type, user_id, since, until)
-    with _service(find_target(target, ca_file, token_file)) as call, output():
+    with _service(find_target(target, ca_file, token_file, cert_file, key_file)) as call, output():
         request = dead_letter_service_pb2.ListRequest(filter=which, page_size=PAGE_SIZE)
         is_empty = True
         while True:
@@ -77,14 +78,16 @@ def list_(  # noqa: PLR0917  typer takes options by name
 
 
 @commands.command()
-def show(
+def show(  # noqa: PLR0917  typer takes options by name
     ids: Annotated[list[int], typer.Argument(metavar="ID...", min=1)],
     target: _Target = None,
-    ca_file: _CaFile = None,
-    token_file: _TokenFile = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Show dead letters in full, as JSON, each with its event and the record that the current mapping produces."""
-    with _service(find_target(target, ca_file, token_file)) as call:
+    with _service(find_target(target, ca_file, token_file, cert_file, key_file)) as call:
         for id_ in ids:
             request = dead_letter_service_pb2.GetRequest(id=id_)
             answer = call("Get", request)
@@ -96,15 +99,17 @@ def show(
 
 
 @commands.command()
-def export(
+def export(  # noqa: PLR0917  typer takes options by name
     id_: Annotated[int, typer.Argument(metavar="ID", min=1)],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
     target: _Target = None,
-    ca_file: _CaFile = None,
-    token_file: _TokenFile = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Write the stored bytes of a dead letter to a new file: raw, or the event in protobuf's binary form."""
-    with _service(find_target(target, ca_file, token_file)) as call:
+    with _service(find_target(target, ca_file, token_file, cert_file, key_file)) as call:
         letter = call("Get", dead_letter_service_pb2.GetRequest(id=id_)).dead_letter
     content = letter.event.SerializeToString() if letter.HasField("event") else letter.raw
     try:
@@ -132,12 +137,14 @@ def _add_command(
         since: _Since = None,
         until: _Until = None,
         target: _Target = None,
-        ca_file: _CaFile = None,
-        token_file: _TokenFile = None,
+        ca_file: CaFile = None,
+        token_file: TokenFile = None,
+        cert_file: CertFile = None,
+        key_file: KeyFile = None,
     ) -> None:
         which = _filter(ids, reason, event_type, user_id, since, until)
         is_all = _choose(which, everything=everything)
-        with _service(find_target(target, ca_file, token_file)) as call:
+        with _service(find_target(target, ca_file, token_file, cert_file, key_file)) as call:
             count = act(call, which, is_all)
         _end(count, done)
 

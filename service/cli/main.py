@@ -16,6 +16,7 @@ import typer
 
 from service.cli import console
 from service.cli.console import NAME, NOT_EVERYTHING, say, show
+from service.cli.options import CaFile, CertFile, KeyFile, TokenFile
 from service.config.role import Role
 from service.errors import needs_extra
 
@@ -154,10 +155,10 @@ def send(  # noqa: PLR0917  typer takes options by name
         typer.Option(metavar="HOST:PORT", help="Server address; default: POINTILLIST_GRPC_LISTEN, or 127.0.0.1:50051."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=2500, help="Maximum number of events per request.")] = 100,
-    ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Use TLS, and trust these certificate authorities.")
-    ] = None,
-    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with the caller's token.")] = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
     refused: Annotated[
         Path | None,
         typer.Option(
@@ -176,7 +177,7 @@ def send(  # noqa: PLR0917  typer takes options by name
     from service.cli.send.refused import RefusedFile
     from service.cli.send.report import send_and_report
 
-    server = find_target(target, ca_file, token_file)
+    server = find_target(target, ca_file, token_file, cert_file, key_file)
     with SegmentFile(file) as messages, RefusedFile(refused) if refused else nullcontext() as file_of_refused:
         summary = send_and_report(messages, server, batch_size, file_of_refused)
     if summary.rejected:
@@ -189,11 +190,16 @@ def doctor(
         bool,
         typer.Option("--probe", help="Also check that Pointillist accepts the token, with a record that is no event."),
     ] = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Check this set-up, and advise on its errors.
 
-    The exit code is 1 if it found an error. It changes nothing, and may run beside a server.
+    The exit code is 1 if it found an error. It changes nothing, and may run beside a server. With --ca-file it calls a
+    server with TLS; without, it only compares that server's certificate.
     """
+    from service.cli.client import find_target
     from service.cli.doctor.examine import Grade, examine
     from service.cli.doctor.pointillist import ask
     from service.config.settings import load_settings
@@ -202,7 +208,8 @@ def doctor(
     set_log_level("error")  # its own errors are among its findings
     settings = load_settings(os.environ)
     is_wrong = False
-    for finding in examine(settings, (lambda: ask(settings)) if probe else None):
+    server = find_target(None, ca_file, None, cert_file, key_file)
+    for finding in examine(settings, (lambda: ask(settings)) if probe else None, server):
         is_wrong = is_wrong or finding.grade is Grade.ERROR
         show(f"{finding.grade.value:8}{finding.check}: {finding.text}")
         if finding.advice:

@@ -6,6 +6,7 @@ Pointillist is asked something only with `probe`.
 
 from collections.abc import Callable, Iterator
 
+from service.cli.client import Target
 from service.cli.doctor.finding import Finding, Grade
 from service.cli.doctor.listeners import listen_findings
 from service.cli.doctor.pointillist import address_finding
@@ -17,18 +18,21 @@ from service.mapping.mapping_file import load_mapping
 __all__ = ["Finding", "Grade", "examine"]
 
 
-def examine(settings: Settings, probe: Callable[[], Finding] | None = None) -> Iterator[Finding]:
+def examine(
+    settings: Settings, probe: Callable[[], Finding] | None = None, server: Target | None = None
+) -> Iterator[Finding]:
     """Run every check; each yields one finding or more.
 
     Args:
         settings: as `serve` would use them.
         probe: asks Pointillist one harmless question; None where nobody asked for it.
+        server: how to call a server with TLS; None for a look at its certificate alone.
     """
     yield Finding("settings", Grade.OK, "can be used")
     yield _token(settings)
     yield _mapping(settings)
     yield address_finding(settings)
-    yield from listen_findings(settings)
+    yield from listen_findings(settings, server)
     if settings.nats_servers is None:
         yield disk_finding(settings)
         yield from outbox_findings(settings)

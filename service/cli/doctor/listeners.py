@@ -7,21 +7,37 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from service.cli.client import Target, open_channel
 from service.cli.doctor.finding import Finding, Grade
 from service.config.address import Listen, called_at
 from service.config.settings import Settings
-from service.probe import knows_health
+from service.probe import LIVENESS, knows_health
 
 TIMEOUT = 3.0  # seconds
 OUR_METRICS = b"pointillist_destination_"  # the prefix of our metrics
 
 
-def listen_findings(settings: Settings) -> Iterator[Finding]:
-    """Look at every address that `serve` would listen on; one finding each."""
+def listen_findings(settings: Settings, server: Target | None = None) -> Iterator[Finding]:
+    """Look at every address that `serve` would listen on; one finding each.
+
+    Args:
+        settings: as `serve` would use them.
+        server: how to call the gRPC port where it has TLS; None for a look at its certificate alone.
+    """
     certificate = settings.tls_cert_file
-    if certificate is None:
+    if server is not None and server.certificates is not None:
+        otherwise = "; if it is a server of ours, --ca-file, --cert-file or --key-file is not right for it"
+        yield _look(
+            "grpc_listen", settings.grpc_listen, lambda at: _answers(replace(server, address=str(at))), otherwise
+        )
+    elif certificate is None:
         yield _look("grpc_listen", settings.grpc_listen, lambda at: knows_health(str(at)))
     else:
         yield _look("grpc_listen", settings.grpc_listen, lambda at: _shows(at, certificate))
@@ -31,7 +47,7 @@ def listen_findings(settings: Settings) -> Iterator[Finding]:
         yield _look("health_listen", settings.health_listen, lambda at: knows_health(str(at)))
 
 
-def _look(name: str, listen: Listen, is_ours: Callable[[Listen], bool]) -> Finding:
+def _look(name: str, listen: Listen, is_ours: Callable[[Listen], bool], otherwise: str = "") -> Finding:
     variable = f"POINTILLIST_{name.upper()}"
     try:
         _bind(listen)
@@ -39,7 +55,7 @@ def _look(name: str, listen: Listen, is_ours: Callable[[Listen], bool]) -> Findi
         if error.errno == errno.EADDRINUSE:
             if is_ours(called_at(listen)):
                 return Finding(name, Grade.OK, f"a server of ours answers at {listen}")
-            advice = f"end that program, or set {variable} to a free port"
+            advice = f"end that program, or set {variable} to a free port{otherwise}"
             return Finding(name, Grade.ERROR, f"another program listens on {listen}", advice)
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         advice = f"set {variable} to an address and a port that are this machine's to listen on"
@@ -69,6 +85,17 @@ def _shows(at: Listen, certificate: Path) -> bool:
         return "".join(shown.split()) in "".join(certificate.read_text("latin-1").split())
     except OSError:
         return False
+
+
+def _answers(server: Target) -> bool:
+    """Return True if a server of ours answers a call over TLS, whatever it says of its health."""
+    with open_channel(server) as channel:
+        try:
+            check = HealthStub(channel).Check  # type: ignore[attr-defined]  # not in its stubs
+            check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=TIMEOUT)
+        except grpc.RpcError:
+            return False
+    return True
 
 
 def _has_our_metrics(at: Listen) -> bool:
