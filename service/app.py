@@ -12,6 +12,7 @@ import structlog
 
 from service.clock import Clock, SystemClock
 from service.config.address import Listen
+from service.config.private_files import PRIVATE, open_to_others
 from service.config.role import Role
 from service.config.settings import Settings, effective
 from service.errors import OutboxUnavailableError
@@ -354,6 +355,8 @@ def _log_settings(settings: Settings) -> None:
     log.info("settings", **effective(settings))
     if settings.api_url.startswith("http://") and not is_loopback(urlsplit(settings.api_url).hostname or ""):
         log.warning("the API token travels in plain text", advice="use https in POINTILLIST_API_URL")
+    for setting, path, mode in open_to_others(settings):
+        log.warning("any user can read a file", setting=setting, path=str(path), mode=mode, advice=PRIVATE)
     if settings.callers_file is None and settings.tls_client_ca_file is None:
         log.info("one caller may have all calls at a time", advice="set POINTILLIST_CALLERS_FILE to tell callers apart")
     if advice := exposure(settings):

@@ -11,6 +11,7 @@ from service.cli.doctor.finding import Finding, Grade
 from service.cli.doctor.listeners import listen_findings
 from service.cli.doctor.pointillist import address_finding
 from service.cli.doctor.sqlite import disk_finding, outbox_findings
+from service.config.private_files import PRIVATE, open_to_others
 from service.config.settings import Settings
 from service.errors import PointillistDestinationError, needs_extra
 from service.mapping.mapping_file import load_mapping
@@ -31,6 +32,8 @@ def examine(
     yield Finding("settings", Grade.OK, "can be used")
     yield _token(settings)
     yield _mapping(settings)
+    for setting, path, mode in open_to_others(settings):
+        yield Finding("files", Grade.WARNING, f"any user can read {path} (mode {mode}), of {setting}", PRIVATE)
     yield address_finding(settings)
     yield from listen_findings(settings, server)
     if settings.nats_servers is None:

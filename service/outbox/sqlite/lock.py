@@ -5,6 +5,7 @@ to the same one, and on NAME.lock, which earlier versions lock.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -54,8 +55,11 @@ class OutboxLock:
 
 def _open(name: Path, path: Path, stack: contextlib.ExitStack) -> int:
     try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            message = f"outbox {path}: {name} is a symbolic link, through which another file would be locked; delete it"
+            raise OutboxUnusableError(message) from error
         message = (
             f"outbox {path}: cannot open {name}: {error.strerror}; it must be a file that this user can read and write,"
             " and the folder must exist and be writable"

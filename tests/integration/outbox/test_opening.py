@@ -97,6 +97,17 @@ async def test_a_file_with_a_second_name_is_refused_and_backups_named(path: Path
     assert "Backups by hard links" in await refusal(path)
 
 
+async def test_a_lock_file_that_is_a_symbolic_link_is_refused_and_what_it_names_is_left(path: Path) -> None:
+    # given a link that somebody put there, as the folder is not ours alone
+    other = path.with_name("somebody-elses")
+    other.write_text("keep")
+    path.with_name(f"{path.name}.lock").symlink_to(other)
+
+    # when, then
+    assert "outbox.db.lock is a symbolic link" in await refusal(path)
+    assert other.read_text() == "keep"
+
+
 async def test_a_symbolic_link_is_followed(path: Path) -> None:
     await fill(path)
     link = path.with_name("link.db")

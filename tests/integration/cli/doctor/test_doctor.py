@@ -109,6 +109,18 @@ def test_a_probe_that_is_refused_ends_with_a_finding(tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (1, "")
 
 
+def test_files_that_any_user_can_read_are_told_of(tmp_path: Path) -> None:
+    # given
+    outbox = tmp_path / "outbox.db"
+    outbox.touch(mode=0o644)
+
+    # when
+    ended = call("doctor", environ=settings(tmp_path, "http://127.0.0.1:1/event"))
+
+    # then
+    assert f"warning files: any user can read {outbox} (mode 0644), of POINTILLIST_OUTBOX_URL" in ended.out_lines
+
+
 # -- python -m service.probe
 
 
