@@ -21,6 +21,7 @@ from service.errors import (
     SettingsError,
     UnreadableFileError,
 )
+from service.telemetry.visible_text import visible
 
 NAME = "pointillist-destination"
 
@@ -56,8 +57,8 @@ def open_standard_streams() -> None:
 
 
 def say(line: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(line + "\n")
+    """Write a line to standard error; what a terminal would obey in it is escaped, as a server may have written it."""
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
 
 

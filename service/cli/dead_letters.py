@@ -1,6 +1,5 @@
 """`dead-letters`: lists, shows, replays and deletes the events that were given up, on a running server."""
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from service.cli.options import CaFile, CertFile, KeyFile, TokenFile
 from service.errors import OutputError, SendingError, SettingsError
 from service.events.message import event_type
 from service.events.segment_time import read_time
+from service.telemetry.visible_text import visible_json
 
 PAGE_SIZE = 500
 TIMEOUT = 60.0  # seconds of one call
@@ -95,7 +95,7 @@ def show(  # noqa: PLR0917  typer takes options by name
             # A record has its labels and numbers always, as on the wire; an event only the fields that its sender set.
             if answer.HasField("record"):
                 shown["record"] = json_format.MessageToDict(answer.record, always_print_fields_with_no_presence=True)
-            show_lines(_printable(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
+            show_lines(visible_json(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()))
 
 
 @commands.command()
@@ -231,11 +231,6 @@ def _line(letter: dead_letter_service_pb2.DeadLetter) -> str:
         letter.detail,
     )
     return "  ".join(on_one_line(" ".join(text.split())) for text in fields)
-
-
-def _printable(json_text: str) -> str:
-    """Escape the control characters that JSON may hold as they are, and that terminals obey."""
-    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", json_text)
 
 
 @contextmanager

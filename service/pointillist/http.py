@@ -9,6 +9,7 @@ from typing import Self
 
 from service import percent
 from service.pointillist.answer import BODY_START, Answer, Failure
+from service.pointillist.echoed_token import without_token
 
 BODY_TIME = 1.0  # seconds after the header that a body may take; then its connection is dropped
 DRAINED = 64 * 1024  # bytes of a 2xx body that are read, so that its connection can be used again
@@ -109,20 +110,15 @@ class Allowance:
 
 def body_start(body: bytes, token: str) -> str:
     """Write the start of a body for people."""
-    return _without(token, body.decode(errors="replace"))[:BODY_START]
+    return without_token(token, body.decode(errors="replace"))[:BODY_START]
 
 
 def failed(failure: Failure, detail: str, token: str) -> Answer:
     """Return the answer of a failure; a library's message may quote the server's bytes."""
-    return Answer(failure=failure, detail=_without(token, detail)[:DETAIL])
+    return Answer(failure=failure, detail=without_token(token, detail)[:DETAIL])
 
 
 def not_made(error: Exception) -> Answer:
     """Say that a request could not be made, by the kind of the error alone: its text may quote the token."""
     detail = f"the request could not be made ({type(error).__name__}): check the API token and its file"
     return Answer(failure=Failure.OTHER, detail=detail)
-
-
-def _without(token: str, text: str) -> str:
-    """Take the token out of a text that a server had a hand in: it goes into logs and dead letters."""
-    return text.replace(token, "[token]") if token else text

@@ -3,6 +3,7 @@
 Code that logs uses `structlog.get_logger()`.
 """
 
+import io
 import json
 import logging
 import re
@@ -14,10 +15,11 @@ from typing import Final, TextIO, cast
 
 import orjson
 import structlog
-from structlog.types import EventDict, Processor, WrappedLogger
+from structlog.types import EventDict, ExcInfo, Processor, WrappedLogger
 
 from service.telemetry.allowance import Allowance
 from service.telemetry.log_writer import LogWriter
+from service.telemetry.visible_text import visible, visible_json, visible_lines
 
 NO_INPUT: Final = ("grpc._cython.cygrpc", "asyncio")  # loggers whose records repeat what callers sent
 LIBRARY_LINES: Final = 1.0  # a second, of each of them
@@ -53,10 +55,8 @@ def configure_logging(level: str, log_format: str | None, stream: TextIO | None 
     ]
     render: list[Processor]
     if as_text:
-        console = structlog.dev.ConsoleRenderer(
-            colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-        render = [console]
+        console = structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=_write_traceback)
+        render = [_make_visible, console]
     else:
         render = [structlog.processors.format_exc_info, _render_json]
     structlog.configure(
@@ -161,9 +161,21 @@ def _report_dropped(count: int) -> None:
     log.warning("log lines dropped", count=count)
 
 
+def _make_visible(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Escape what a terminal would obey: a value may be what a caller, or Pointillist, sent."""
+    return {key: visible(value) if isinstance(value, str) else value for key, value in fields.items()}
+
+
+def _write_traceback(stream: TextIO, error: ExcInfo) -> None:
+    """Write a traceback on lines of its own."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    stream.write(visible_lines(text.getvalue()))
+
+
 def _render_json(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:
     """Write one line of JSON, also where orjson alone would refuse: a log line must never fail."""
     try:
-        return orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+        return visible_json(orjson.dumps(fields, default=repr, option=orjson.OPT_NON_STR_KEYS).decode())
     except TypeError:  # a lone surrogate, an integer beyond 64 bits
         return json.dumps(fields, default=repr, skipkeys=True)
