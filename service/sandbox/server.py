@@ -7,12 +7,16 @@
     GET    /behaviour       how POSTs are answered now
     POST   /behaviour       changes the answers from now on; a key that is left out gets its default
 
+/records and /behaviour are for who runs it: a page in a browser cannot reach them, and where the sandbox listens beyond
+loopback they need the header `apiToken`, as a POST of a record does.
+
 Only `apiToken`, the address and one record a POST are publicly known of the real thing; the rest is usual HTTP. It is
 also the sink of load tests, hence aiohttp's low-level server, no log line per request, and records kept as bytes.
 """
 
 import asyncio
 import hmac
+import ipaddress
 import os
 import re
 import signal
@@ -23,18 +27,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NoReturn
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import orjson
 from aiohttp import web
 
 from service.config.address import Listen
 from service.errors import SettingsError
+from service.loopback import is_loopback
 from service.sandbox.behaviour import WITHOUT_ANSWER, Behaviour
 from service.sandbox.record_shape import record_fault
 
 __all__ = ["Behaviour", "Sandbox", "TakenRecord", "serve_sandbox"]
 
+PRIVATE_PATHS = ("/records", "/behaviour")  # for who runs the sandbox
 BACKLOG = 1024  # connections waiting to be accepted: a load test opens hundreds at once
 STOP_GRACE = 0.05  # seconds that requests under way get when the sandbox stops
 
@@ -166,6 +172,8 @@ class Sandbox:
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         """Answer one request; the paths are few and one is hot, so a dict looks them up rather than a router."""
+        if request.path in PRIVATE_PATHS and (refused := self._stranger(request)) is not None:
+            return refused
         handler = self._handlers.get((request.method, request.path))
         if handler is not None:
             return await handler(request)
@@ -176,6 +184,32 @@ class Sandbox:
             )
         paths = ", ".join(dict.fromkeys(path for _, path in self._handlers))
         return _refusal(404, f"nothing is at {request.path}; the paths are {paths}")
+
+    def _stranger(self, request: web.BaseRequest) -> web.Response | None:
+        """Refuse a request that is not from who runs the sandbox; None for one that is.
+
+        A page can have a browser ask here: by its own host's name, which then leads to this machine, or across origins.
+        """
+        for header in ("Host", "Origin"):
+            given = request.headers.get(header)
+            if given is not None and not self._is_ours(given):
+                return _refusal(403, f"{header} is {given!r}; expected localhost or an IP address")
+        if is_loopback(self._address[0]):
+            return None
+        if self._token is None:
+            return _refusal(401, "beyond loopback this needs a token; start the sandbox with --api-token")
+        if not _is_token(request.headers.get("apiToken", ""), self._token):
+            return _refusal(401, "the header apiToken is missing or not the right token")
+        return None
+
+    def _is_ours(self, authority: str) -> bool:
+        """Return True for a Host, or an Origin, that no name of somebody else is in."""
+        host = urlsplit(authority if "://" in authority else f"//{authority}").hostname or ""
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return is_loopback(host) or host == self._address[0]
+        return True
 
     async def _count_event(self, request: web.BaseRequest) -> web.Response:
         """Answer a POST of a record, counted while it is under way."""

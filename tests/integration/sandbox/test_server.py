@@ -244,3 +244,49 @@ async def test_a_host_of_another_machine_is_a_settings_error_that_names_it() -> 
 async def test_an_address_that_is_none_is_a_settings_error(listen: str) -> None:
     with pytest.raises(SettingsError, match="expected HOST:PORT"):
         await serve_sandbox(listen, None, Behaviour())
+
+
+@pytest.mark.parametrize("path", ["/records", "/behaviour"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "rebound.example:8080"}, 403),
+        ({"Origin": "https://page.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "[::1]:8080", "Origin": "http://127.0.0.1:8080"}, 200),
+    ],
+)
+async def test_a_page_of_somebody_else_can_neither_read_nor_change_it(
+    path: str, headers: dict[str, str], status: int
+) -> None:
+    async with running(Sandbox()) as client:
+        response = await client.get(path, headers=headers)
+        assert response.status == status
+        if status == 403:
+            assert "expected localhost or an IP address" in (await refusal(response))[1]
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        ("token", {}, 401),
+        ("token", {"apiToken": "other"}, 401),
+        ("token", {"apiToken": "token"}, 200),
+        (None, {"apiToken": "token"}, 401),
+    ],
+)
+async def test_beyond_loopback_its_records_and_behaviour_need_the_token(
+    token: str | None, headers: dict[str, str], status: int
+) -> None:
+    # given
+    sandbox = Sandbox(api_token=token)
+    await sandbox.start("0.0.0.0", 0)
+    try:
+        async with ClientSession(f"http://127.0.0.1:{sandbox.address[1]}") as client:
+            # when, then
+            assert (await client.get("/records", headers=headers)).status == status
+            assert (await client.post("/behaviour", json={}, headers=headers)).status == status
+            assert (await client.get("/stats")).status == 200
+    finally:
+        await sandbox.stop()
