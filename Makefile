@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 # The tests start some hundred processes, each of which would compile the service again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-all soak bench check generate lock clean
+.PHONY: help run test test-all soak bench check generate sbom lock clean
 
 help:  ## show this help
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1: \2/p' Makefile
@@ -58,7 +58,7 @@ check: $(DEVELOPMENT)  ## check format, lint, types, import rules, contract, stu
 	@if command -v promtool >/dev/null; then set -x; promtool check config deploy/prometheus/prometheus.yaml; \
 	promtool test rules deploy/prometheus/alerts_test.yaml; else echo 'promtool is not here: alerts unchecked'; fi
 	@if command -v kubectl >/dev/null; then set -x; kubectl kustomize deploy/kubernetes >/dev/null; \
-	kubectl kustomize deploy/kubernetes/nats >/dev/null; \
+	kubectl kustomize deploy/kubernetes/nats >/dev/null; kubectl kustomize deploy/kubernetes-tls >/dev/null; \
 	else echo 'kubectl is not here: the kustomization is unchecked'; fi
 
 generate: $(DEVELOPMENT)  ## generate the stubs in generated/ from proto/
@@ -69,6 +69,11 @@ stubs-into:
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
 	  --python_out="$(FOLDER)" --grpc_python_out="$(FOLDER)" \
 	  --mypy_out=quiet:"$(FOLDER)" --mypy_grpc_out=quiet:"$(FOLDER)" $(PROTOS)
+
+sbom: $(DEVELOPMENT)  ## write build/sbom.cdx.json, the software bill of materials of requirements.lock
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --spec-version 1.6 \
+	  --output-reproducible --output-format JSON --output-file build/sbom.cdx.json
 
 lock:  ## resolve the dependencies again (needs uv); the locks name no registry
 	printf 'hatchling>=1.27\n' | $(UV) pip compile pyproject.toml - --extra nats --extra tracing $(LOCK_OPTIONS) -o requirements.lock

@@ -1,6 +1,7 @@
 """What is in deploy/, looked at by the real tools where they are there, and by what the service itself says."""
 
 import asyncio
+import importlib.metadata
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is a development dependency")
 
 ALERTS_TEST: Final = DEPLOY / "prometheus" / "alerts_test.yaml"
 KUBERNETES: Final = DEPLOY / "kubernetes"
+TLS: Final = DEPLOY / "kubernetes-tls"
 UNIT: Final = DEPLOY / "systemd" / "pointillist-destination.service"
 RUNBOOK: Final = PROJECT / "docs" / "runbook.md"
 DOCKERFILE: Final = (PROJECT / "Dockerfile").read_text()
@@ -215,6 +217,18 @@ def test_kustomize_makes_manifests_of_the_folder() -> None:
     assert re.fullmatch(r".+:\d+\.\d+\.\d+", spec["containers"][0]["image"])
 
 
+def test_kustomize_adds_tls_and_callers_to_the_pod_and_takes_nothing_away() -> None:
+    made = list(yaml.safe_load_all(run(tool("kubectl", "kubernetes-client"), "kustomize", TLS)))
+    (stateful,) = [it for it in made if it["kind"] == "StatefulSet"]
+    with_tls, plain = stateful["spec"]["template"]["spec"], pod()
+    names = {variable["name"] for variable in with_tls["containers"][0]["env"]}
+    assert names >= {variable["name"] for variable in plain["containers"][0]["env"]} | {"POINTILLIST_CALLERS_FILE"}
+    assert {volume["name"] for volume in with_tls["volumes"]} == {
+        *(volume["name"] for volume in plain["volumes"]),
+        *("tls", "callers"),
+    }
+
+
 def test_the_pod_has_settings_that_can_be_used(tmp_path: Path) -> None:
     settings = pod_settings(tmp_path)
     mounts = {mount["name"]: mount["mountPath"] for mount in pod()["containers"][0]["volumeMounts"]}
@@ -222,6 +236,26 @@ def test_the_pod_has_settings_that_can_be_used(tmp_path: Path) -> None:
     own = {variable["name"]: variable["value"] for variable in pod()["containers"][0]["env"]}
     assert own["POINTILLIST_API_TOKEN_FILE"] == f"{mounts['token']}/token"
     assert own["POINTILLIST_MAPPING_FILE"] == f"{mounts['mapping']}/mapping.toml"
+
+
+def test_the_overlay_with_tls_has_settings_that_can_be_used_and_mounts_what_they_name(tmp_path: Path) -> None:
+    # given
+    [patch] = documents(TLS / "statefulset.yaml")
+    spec = patch["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    own = {variable["name"]: variable["value"] for variable in container["env"]}
+
+    # then
+    settings = load_settings(variables(own, tmp_path))
+    named = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, settings.callers_file)
+    assert None not in named
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume["secret"] for volume in spec["volumes"]}
+    for path in own.values():
+        assert volumes[mounts[str(Path(path).parent)]]["defaultMode"] == 0o440
+    how = (TLS / "kustomization.yaml").read_text()
+    assert all(f"secret generic {volume['secretName']} " in how for volume in volumes.values())
+    assert all(f"--from-file={Path(path).name}=" in how for path in own.values())
 
 
 def test_the_pod_is_given_the_time_that_its_shutdown_takes(tmp_path: Path) -> None:
@@ -283,6 +317,50 @@ def test_the_mapping_that_is_shipped_is_the_built_in_one() -> None:
     assert shipped == load_mapping(None).describe(), (
         "copy service/mapping/mapping.toml to deploy/kubernetes/mapping.toml"
     )
+
+
+# -- the image
+
+
+def build_tools() -> set[str]:
+    """The distributions that the image's last stages do without."""
+    found = re.findall(r"pip uninstall --yes (hatchling[^\n\\]*)", DOCKERFILE)
+    assert len(set(found)) == 1
+    return set(found[0].split())
+
+
+def test_the_image_has_no_build_tools_and_nothing_in_it_needs_them() -> None:
+    # given
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (PROJECT / "requirements.lock").read_text(), re.MULTILINE))
+    removed = build_tools()
+
+    # then
+    assert removed - {"pip"} <= locked
+    for name in sorted(locked - removed):
+        try:
+            wants = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # of another platform or Python
+            continue
+        needed = {re.split(r"[^A-Za-z0-9._-]", want)[0].lower() for want in wants if "extra ==" not in want}
+        assert not needed & removed, f"{name} needs {needed & removed}"
+
+
+def test_the_bill_of_materials_has_every_locked_distribution_and_no_path_of_this_machine() -> None:
+    # when
+    run(tool("make", "make"), "-C", PROJECT, "sbom")
+
+    # then
+    text = (PROJECT / "build" / "sbom.cdx.json").read_text()
+    made = {(part["name"].lower(), part["version"]) for part in json.loads(text)["components"]}
+    lock = (PROJECT / "requirements.lock").read_text()
+    assert made == set(re.findall(r"^([a-z0-9-]+)==([^ ;]+)", lock, re.MULTILINE))
+    assert str(PROJECT) not in text
+
+
+def test_the_image_has_what_traces_and_nats_need() -> None:
+    locked = (PROJECT / "requirements.lock").read_text()
+    for name in ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk", "nats-py"):
+        assert re.search(f"^{name}==", locked, re.MULTILINE)
 
 
 # -- systemd
