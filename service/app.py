@@ -70,8 +70,15 @@ class _Parts:
 class App:
     """One server, from its settings."""
 
-    def __init__(self, settings: Settings, role: Role = Role.ALL) -> None:
+    def __init__(
+        self, settings: Settings, role: Role = Role.ALL, *, note_alive: Callable[[], None] = lambda: None
+    ) -> None:
         """Read the files that the settings name, before anything runs.
+
+        Args:
+            settings: in force from now on.
+            role: of this server.
+            note_alive: called about once a second while the process works, as liveness says it.
 
         Raises:
             SettingsError: the token, a certificate or the callers file cannot be used, or the role is none for them.
@@ -80,6 +87,7 @@ class App:
         check_role(role, settings)
         self._settings = settings
         self._role = role
+        self._note_alive = note_alive
         self._token = settings.require_token()
         self._mapping = watch_mapping(settings.mapping_file)
         self._callers = None if settings.callers_file is None else watch_callers(settings.callers_file)
@@ -202,7 +210,7 @@ class App:
             most_waiting=max(1, round(settings.max_calls * WAITING_SHARE)),
         )
         health = Health(
-            why_dead=lambda: outbox.broken() or self._silent(),
+            why_dead=lambda: self._why_dead(outbox),
             why_not_ready=lambda: self._why_not_ready(outbox),
             is_getting_through=(
                 (lambda: flow.is_getting_through(clock.steady()) and relay.is_able) if role.relays else None
@@ -276,6 +284,10 @@ class App:
         stack.push_async_callback(listener.stop, LAST_ANSWERS_GRACE)
         return listener
 
+    def _why_dead(self, outbox: OpenOutbox) -> str | None:
+        """Return a reason while only a restart helps."""
+        return outbox.broken() or self._silent()
+
     def _why_not_ready(self, outbox: OpenOutbox) -> str | None:
         """Return a reason while no events are accepted or, in a role that accepts none, while the outbox is away."""
         return (_reason(outbox.full()) if self._role.accepts else outbox.unreachable()) or self._silent()
@@ -311,6 +323,8 @@ class App:
     def _beat_health(self, outbox: OpenOutbox, metrics: Metrics) -> None:
         metrics.heartbeats["health"].inc()
         metrics.ready.set(self._why_not_ready(outbox) is None)
+        if self._why_dead(outbox) is None:
+            self._note_alive()
 
     async def _relay(self, parts: _Parts) -> None:
         """Relay until the relay is stopped; in a role that does not, wait until cancelled."""

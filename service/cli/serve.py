@@ -15,6 +15,7 @@ from service.intake.free_memory import given_back
 from service.telemetry.descriptors import raise_limit
 from service.telemetry.logs import set_log_level
 from service.telemetry.standard_error import without_library_output
+from service.telemetry.watchdog import ended_at_last, note_alive
 
 log = structlog.get_logger()
 
@@ -30,7 +31,7 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         log.info("log level changed", level_now=level)
 
     async def run() -> None:
-        app = App(settings, role)
+        app = App(settings, role, note_alive=note_alive)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop)
@@ -39,5 +40,5 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         await app.run(started)
 
     raise_limit()
-    with given_back(), without_library_output():
+    with given_back(), without_library_output(), ended_at_last():
         uvloop.run(run())
