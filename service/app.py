@@ -15,7 +15,6 @@ from service.config.address import Listen
 from service.config.private_files import PRIVATE, open_to_others
 from service.config.role import Role
 from service.config.settings import Settings, effective
-from service.errors import OutboxUnavailableError
 from service.intake.callers import watch_callers
 from service.intake.certificates import watch_certificates
 from service.loopback import is_loopback
@@ -135,6 +134,7 @@ class App:
                 *(listener.run() for listener in self._listeners),
             )
             watching = [asyncio.create_task(loop) for loop in loops]
+            self._note_alive()
             _log_settings(self._settings)
             metrics_listen = str(parts.metrics_server.listen or "off")
             log.info("serving", address=str(self.grpc_listen), metrics=metrics_listen)
@@ -290,7 +290,9 @@ class App:
 
     def _why_not_ready(self, outbox: OpenOutbox) -> str | None:
         """Return a reason while no events are accepted or, in a role that accepts none, while the outbox is away."""
-        return (_reason(outbox.full()) if self._role.accepts else outbox.unreachable()) or self._silent()
+        if self._role.accepts and (error := outbox.full()) is not None:
+            return error.reason
+        return (None if self._role.accepts else outbox.unreachable()) or self._silent()
 
     def _silent(self) -> str | None:
         """Return a reason while a listener takes no calls."""
@@ -339,10 +341,6 @@ class App:
         self._stop.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), self._settings.shutdown_delay)
-
-
-def _reason(error: OutboxUnavailableError | None) -> str | None:
-    return None if error is None else error.reason
 
 
 async def _wake_relay(relay: Relay) -> None:

@@ -15,13 +15,14 @@ from service.intake.free_memory import given_back
 from service.telemetry.descriptors import raise_limit
 from service.telemetry.logs import set_log_level
 from service.telemetry.standard_error import without_library_output
-from service.telemetry.watchdog import ended_at_last, note_alive
+from service.telemetry.watchdog import Watchdog
 
 log = structlog.get_logger()
 
 
 def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *, role: Role = Role.ALL) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the files again, and SIGUSR1 turns debug lines on and off."""
+    watchdog = Watchdog()
     other_level = "info" if settings.log_level == "debug" else "debug"
     levels = itertools.cycle((other_level, settings.log_level))
 
@@ -31,7 +32,7 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         log.info("log level changed", level_now=level)
 
     async def run() -> None:
-        app = App(settings, role, note_alive=note_alive)
+        app = App(settings, role, note_alive=watchdog.note_alive)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop)
@@ -40,5 +41,5 @@ def serve(settings: Settings, started: Callable[[App], None] = lambda _: None, *
         await app.run(started)
 
     raise_limit()
-    with given_back(), without_library_output(), ended_at_last():
+    with given_back(), without_library_output(), watchdog:
         uvloop.run(run())

@@ -4,27 +4,35 @@ Kubernetes restarts a pod whose liveness fails; systemd, Compose and `docker run
 wait is in C and needs no interpreter: it also ends a process whose event loop, or interpreter, is stuck.
 """
 
-import contextlib
 import faulthandler
 import sys
-from collections.abc import Iterator
+import time
+from typing import Self
 
 LIMIT = 60.0  # seconds without a sign of life; an orchestrator's liveness probe should act before
+INTERVAL = 1.0  # seconds in which a second sign of life is not needed
 
 
-def note_alive() -> None:
-    """Give a sign of life; without another within the limit the process ends, with a traceback of each thread.
+class Watchdog:
+    """Awaits signs of life within a `with`, from the first one on."""
 
-    The traceback goes to standard error and has no values. Exit code 1.
-    """
-    assert sys.__stderr__ is not None  # commands open it where it was closed
-    faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)
+    def __init__(self) -> None:
+        self._noted_at = float("-inf")
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextlib.contextmanager
-def ended_at_last() -> Iterator[None]:
-    """Await signs of life until the body ends, from the first one on."""
-    try:
-        yield
-    finally:
+    def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+
+    def note_alive(self) -> None:
+        """Give a sign of life; without another within the limit the process ends, with a traceback of each thread.
+
+        The traceback goes to standard error and has no values. Exit code 1.
+        """
+        now = time.monotonic()
+        if now - self._noted_at < INTERVAL:
+            return
+        self._noted_at = now
+        assert sys.__stderr__ is not None  # commands open it where it was closed
+        faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)

@@ -20,7 +20,7 @@ import sys, time
 from pathlib import Path
 from service import app
 from service.telemetry import watchdog
-watchdog.LIMIT = 1.5
+watchdog.LIMIT, watchdog.INTERVAL = 1.5, 0.1
 flag = Path(sys.argv[1])
 def silent(self):
     if not flag.exists():
