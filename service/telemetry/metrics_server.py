@@ -19,6 +19,7 @@ from service.errors import SettingsError
 from service.telemetry.metrics import Metrics
 
 STOP_POLL_INTERVAL: Final = 0.1  # seconds between checks of whether the server shall stop
+BACKLOG: Final = 128  # connections that wait to be taken up; with the 5 of the base class a scrape waits for seconds
 MAX_REQUESTS: Final = 16  # at a time, of which each has a thread; Prometheus makes one or two
 MAX_SECONDS: Final = 10.0  # for a request and its answer, after which its connection is closed
 PATH: Final = "/metrics"
@@ -64,6 +65,7 @@ class _Server(ThreadingWSGIServer):
     closed, so that none of them keeps Prometheus out.
     """
 
+    request_queue_size = BACKLOG
     # With it two servers would share one port without a word, and Prometheus would see now one, now the other.
     allow_reuse_port = False
 

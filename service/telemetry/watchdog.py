@@ -5,10 +5,10 @@ wait is in C and needs no interpreter: it also ends a process whose event loop, 
 """
 
 import faulthandler
-import sys
 import time
 from typing import Self
 
+STANDARD_ERROR = 2  # its descriptor, which commands open where it was closed
 LIMIT = 60.0  # seconds without a sign of life; an orchestrator's liveness probe should act before
 INTERVAL = 1.0  # seconds in which a second sign of life is not needed
 
@@ -34,5 +34,4 @@ class Watchdog:
         if now - self._noted_at < INTERVAL:
             return
         self._noted_at = now
-        assert sys.__stderr__ is not None  # commands open it where it was closed
-        faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(LIMIT, exit=True, file=STANDARD_ERROR)

@@ -345,6 +345,7 @@ def test_the_image_has_no_build_tools_and_nothing_in_it_needs_them() -> None:
         assert not needed & removed, f"{name} needs {needed & removed}"
 
 
+@pytest.mark.long  # it runs make, and a tool that takes seconds
 def test_the_bill_of_materials_has_every_locked_distribution_and_no_path_of_this_machine() -> None:
     # when
     run(tool("make", "make"), "-C", PROJECT, "sbom")

@@ -28,18 +28,6 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    """A stream to log to; logging is put back as it was afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield io.StringIO()
-    logging.captureWarnings(capture=False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-@pytest.fixture
 def server() -> Iterator[MetricsServer]:
     running = start_metrics_server(Listen("127.0.0.1", 0), Metrics())
     yield running

@@ -45,9 +45,8 @@ def test_no_control_is_left_and_json_means_the_same(text: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_log_line_stays_one_line_whatever_is_in_it(log_format: str) -> None:
+def test_a_log_line_stays_one_line_whatever_is_in_it(stream: io.StringIO, log_format: str) -> None:
     # given
-    stream = io.StringIO()
     configure_logging("info", log_format, stream)
     value = "x\n2026-01-01 [info] forged\x1b[2J\u202e"
 
