@@ -153,7 +153,7 @@ class BatchSend:
             raise status.unparsable("BatchSendRequest") from error
         if len(frame.events) > MAX_BATCH_EVENTS:
             too_many = f"has {len(frame.events)} events; {MAX_BATCH_EVENTS} are allowed in one request"
-            raise status.invalid([Violation("events", too_many)])
+            raise status.invalid_request([Violation("events", too_many)])
         verdicts = _Verdicts(frame, self._acceptance.now(), CALL.get())
         while True:
             if not budget.may_go_on():

@@ -50,7 +50,7 @@ class DeadLetterService:
         if parsed.page_token and not PAGE_TOKEN.fullmatch(parsed.page_token):
             found.append(Violation("page_token", "is not the next_page_token of an earlier page"))
         if found:
-            raise status.invalid(found)
+            raise status.invalid_request(found)
         limit = parsed.page_size or PAGE_SIZE
         response = dead_letter_service_pb2.ListResponse()
         await self._fill(response, _filter(parsed.filter), int(parsed.page_token or 0), limit)
@@ -80,7 +80,7 @@ class DeadLetterService:
         parsed = parse(dead_letter_service_pb2.GetRequest, request)
         letters = await self._dead_letters.list(DeadLetterFilter(ids=(_id(parsed.id),)), after=0, limit=1)
         if not letters:
-            raise status.invalid([Violation("id", f"is {parsed.id}; there is no such dead letter, List shows them")])
+            raise status.no_dead_letter(parsed.id)
         [letter] = letters
         response = dead_letter_service_pb2.GetResponse(dead_letter=_message(letter))
         if response.dead_letter.HasField("event"):
@@ -112,7 +112,7 @@ def _choice(request: Choice) -> DeadLetterFilter:
     if not request.all and is_everything:
         found.append(Violation("filter", "is empty; set it, or set all for every dead letter"))
     if found:
-        raise status.invalid(found)
+        raise status.invalid_request(found)
     return which
 
 

@@ -78,8 +78,8 @@ class StatusError(Exception):  # it is not an error of this service but an answe
         return round((self.retry_after or 0) * 1000)
 
 
-def invalid(violations: list[Violation]) -> StatusError:
-    """INVALID_ARGUMENT for violations of the request's fields: as many at once as fit into an answer."""
+def invalid(violations: list[Violation], reason: str = "INVALID_EVENT") -> StatusError:
+    """INVALID_ARGUMENT for violations of an event's fields, or a request's: as many at once as fit into an answer."""
     bad_request = error_details_pb2.BadRequest()
     for reported, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(
@@ -95,9 +95,20 @@ def invalid(violations: list[Violation]) -> StatusError:
     if len(violations) > 1:
         many = f"{len(violations)}" if len(violations) <= MAX_VIOLATIONS else f"more than {MAX_VIOLATIONS}"
         message = f"{many} violations; the first: {message}"
-    fault = StatusError(code_pb2.INVALID_ARGUMENT, "INVALID_EVENT", message, details=[bad_request])
+    fault = StatusError(code_pb2.INVALID_ARGUMENT, reason, message, details=[bad_request])
     fault.fields = list(dict.fromkeys(contract_field(violation.field) for violation in violations))
     return fault
+
+
+def invalid_request(violations: list[Violation]) -> StatusError:
+    """INVALID_ARGUMENT for fields of a request that are none of an event."""
+    return invalid(violations, "INVALID_REQUEST")
+
+
+def no_dead_letter(id_: int) -> StatusError:
+    """NOT_FOUND for the id of a dead letter that is not there, or no more."""
+    message = f"there is no dead letter {id_}; List shows those that there are"
+    return StatusError(code_pb2.NOT_FOUND, "DEAD_LETTER_NOT_FOUND", message, metadata={"id": str(id_)})
 
 
 def rejected(error: EventRejectedError) -> StatusError:
@@ -150,7 +161,7 @@ def too_many_calls() -> StatusError:
 def slow_request(seconds: float) -> StatusError:
     """UNAVAILABLE for a call whose request did not come."""
     message = f"the request did not come whole within {seconds:g} s, or sooner while others waited"
-    return StatusError(code_pb2.UNAVAILABLE, "REQUEST_TOO_SLOW", message, retry_after=OVERLOAD_RETRY_DELAY)
+    return StatusError(code_pb2.UNAVAILABLE, "IDLE", message, retry_after=OVERLOAD_RETRY_DELAY)
 
 
 def unread(seconds: float) -> StatusError:

@@ -12,7 +12,10 @@ SECONDS = sized(1.5, 40.0)
 MAX_P99 = 200.0  # ms
 
 
-@pytest.mark.parametrize("kind", JUDGED_BATCHES)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.long) if "callers" in kind else kind for kind in JUDGED_BATCHES],
+)
 async def test_small_calls_are_answered_beside_streams_of_large_batches(tmp_path: Path, kind: str) -> None:
     async with street(tmp_path) as here:
         # when

@@ -20,7 +20,7 @@ from tests.support.raw_http2 import (
 from tests.support.sizes import sized
 from tests.support.waiting import until
 
-CALLS = sized(600, 14_000)  # of each kind
+CALLS = sized(300, 14_000)  # of each kind
 AT_ONCE = 100
 MAX_LOG = 100_000  # bytes
 SECRET = "a-secret-in-metadata-that-is-not-utf-8"

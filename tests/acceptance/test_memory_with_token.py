@@ -14,8 +14,8 @@ from tests.support.sizes import sized
 from tests.support.waiting import until
 
 GIBIBYTE = 1024**3
-STREAMS = sized(30, 200)
-LISTS = sized(120, 200)
+STREAMS = sized(15, 200)
+LISTS = sized(100, 200)
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 MAX_UNREAD = 16 * 1024 * 1024  # bytes of one caller's answers
 MAX_KEPT = MAX_UNREAD // 230_000  # a page is a little smaller than its bound of 256 KiB

@@ -71,7 +71,7 @@ class DeadLetterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist.
+        """Gets one dead letter, and its record by the mapping now in force. NOT_FOUND, reason DEAD_LETTER_NOT_FOUND, if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

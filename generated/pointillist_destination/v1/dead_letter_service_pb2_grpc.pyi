@@ -38,7 +38,7 @@ class DeadLetterServiceStub:
     List: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ListRequest, _dead_letter_service_pb2.ListResponse]
     """Lists dead letters, oldest first."""
     Get: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.GetRequest, _dead_letter_service_pb2.GetResponse]
-    """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist."""
+    """Gets one dead letter, and its record by the mapping now in force. NOT_FOUND, reason DEAD_LETTER_NOT_FOUND, if it does not exist."""
     Replay: _grpc.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ReplayRequest, _dead_letter_service_pb2.ReplayResponse]
     """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
     force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
@@ -56,7 +56,7 @@ class DeadLetterServiceAsyncStub(DeadLetterServiceStub):
     List: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ListRequest, _dead_letter_service_pb2.ListResponse]  # type: ignore[assignment]
     """Lists dead letters, oldest first."""
     Get: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.GetRequest, _dead_letter_service_pb2.GetResponse]  # type: ignore[assignment]
-    """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist."""
+    """Gets one dead letter, and its record by the mapping now in force. NOT_FOUND, reason DEAD_LETTER_NOT_FOUND, if it does not exist."""
     Replay: _aio.UnaryUnaryMultiCallable[_dead_letter_service_pb2.ReplayRequest, _dead_letter_service_pb2.ReplayResponse]  # type: ignore[assignment]
     """Moves dead letters back to the pending events. Each keeps its message_id, is mapped again with the mapping then in
     force, and has its whole maximum age again. A crash loses none and replays none twice. Those with raw are left.
@@ -83,7 +83,7 @@ class DeadLetterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dead_letter_service_pb2.GetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dead_letter_service_pb2.GetResponse, _abc.Awaitable[_dead_letter_service_pb2.GetResponse]]:
-        """Gets one dead letter, and its record by the mapping now in force. INVALID_ARGUMENT if it does not exist."""
+        """Gets one dead letter, and its record by the mapping now in force. NOT_FOUND, reason DEAD_LETTER_NOT_FOUND, if it does not exist."""
 
     @_abc_1.abstractmethod
     def Replay(

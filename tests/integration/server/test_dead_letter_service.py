@@ -29,6 +29,8 @@ from tests.support.clock import START, HandClock
 from tests.support.events import ACCEPTED_AT, entries, entry, event, identify
 from tests.support.outboxes import bury, opened
 
+INVALID_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
 Stub = Any  # the generated stub's methods have no types of their own for grpc.aio
 
 
@@ -82,8 +84,8 @@ async def listed(stub: Stub, page_size: int = 0, **filters: Any) -> list[str]:
             return found
 
 
-async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, set[str]]:
-    """The code with which a call is refused, and the fields that it complains of."""
+async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, set[str]]:
+    """The code and the reason with which a call is refused, and the fields that it complains of."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     trailing = dict(cast("Any", raised.value.trailing_metadata()))
@@ -98,7 +100,7 @@ async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, set[str]]:
         if detail.Unpack(info):
             told.append(info.domain)
     assert told == ["pointillist-destination"]
-    return raised.value.code(), fields
+    return raised.value.code(), info.reason, fields
 
 
 def at(seconds: float) -> Timestamp:
@@ -258,10 +260,7 @@ async def test_a_filter_finds_what_it_says(mixed: Stub, filters: dict[str, Any],
 async def test_a_request_that_makes_no_sense_is_refused_by_the_field(
     stub: Stub, request_: messages.ListRequest, field: str
 ) -> None:
-    code, fields = await refused(stub.List(request_))
-
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert fields == {field}
+    assert await refused(stub.List(request_)) == (*INVALID_REQUEST, {field})
 
 
 # -- Get
@@ -281,8 +280,9 @@ async def test_one_dead_letter_is_shown_with_the_record_that_is_made_of_it_now(
 
 
 @pytest.mark.parametrize("id_", [0, 7, 2**63, 2**64 - 1])
-async def test_a_dead_letter_that_is_not_there_is_refused_by_its_id(stub: Stub, id_: int) -> None:
-    assert await refused(stub.Get(messages.GetRequest(id=id_))) == (grpc.StatusCode.INVALID_ARGUMENT, {"id"})
+async def test_a_dead_letter_that_is_not_there_is_not_found(stub: Stub, id_: int) -> None:
+    gone = (grpc.StatusCode.NOT_FOUND, "DEAD_LETTER_NOT_FOUND", set[str]())
+    assert await refused(stub.Get(messages.GetRequest(id=id_))) == gone
 
 
 # -- Replay and Delete
@@ -294,13 +294,10 @@ async def test_nothing_is_meant_by_accident(outbox: SqliteOutbox, stub: Stub, me
     request = {"Replay": messages.ReplayRequest, "Delete": messages.DeleteRequest}[method]
     call = getattr(stub, method)
 
-    assert await refused(call(request())) == (grpc.StatusCode.INVALID_ARGUMENT, {"filter"})
-    assert await refused(call(request(filter=messages.DeadLetterFilter()))) == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        {"filter"},
-    )
+    assert await refused(call(request())) == (*INVALID_REQUEST, {"filter"})
+    assert await refused(call(request(filter=messages.DeadLetterFilter()))) == (*INVALID_REQUEST, {"filter"})
     both = request(filter=messages.DeadLetterFilter(reason="400"), all=True)
-    assert await refused(call(both)) == (grpc.StatusCode.INVALID_ARGUMENT, {"all"})
+    assert await refused(call(both)) == (*INVALID_REQUEST, {"all"})
     assert len(await listed(stub)) == 3
 
 
@@ -367,6 +364,6 @@ async def test_deleted_dead_letters_are_gone_and_the_others_are_not(outbox: Sqli
 async def test_bytes_that_do_not_parse_are_refused_as_such(channel: grpc.aio.Channel, method: str) -> None:
     call: Stub = channel.unary_unary(f"/{dead_letter_service.SERVICE_NAME}/{method}")
 
-    code, _ = await refused(call(b"\x0a\xff"))
+    code, reason, _ = await refused(call(b"\x0a\xff"))
 
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NOT_PARSABLE")
