@@ -22,7 +22,7 @@ class AnswerBudget:
         self.number = 0
         """Of all callers' answers."""
         self.number_of: Counter[str] = Counter()
-        """By caller."""
+        """By caller that has a name."""
 
     def take(self, owner: str, size: int) -> bool:
         """Count an answer of `size` bytes, which the owner has to `give_back`; returns False where there is no room."""
@@ -33,13 +33,15 @@ class AnswerBudget:
             self._bytes_of[owner] = held + size
             self.bytes += size
         self.number += 1
-        self.number_of[owner] += 1
+        if owner:
+            self.number_of[owner] += 1
         return True
 
     def give_back(self, owner: str, size: int) -> None:
         """Count an answer no more."""
         self.number -= 1
-        _lower(self.number_of, owner, 1)
+        if owner:
+            _lower(self.number_of, owner, 1)
         if size:
             self.bytes -= size
             _lower(self._bytes_of, owner, size)

@@ -169,8 +169,7 @@ class BatchSend:
                 if self._draining.is_set():
                     raise status.shutting_down()
                 break
-        self._acceptance.count_refused(verdicts.refused)
-        both.refused.update(verdicts.refused)
+        self._count_refused(verdicts.refused, both)
         size = verdicts.size
         budget.answer(size)
         request_size = len(request)
@@ -184,6 +183,11 @@ class BatchSend:
         ready = asyncio.ensure_future(self._answer(verdicts.response, verdicts.entries, in_bulk=in_bulk))
         ready.add_done_callback(done)
         return _Answer(ready, size)
+
+    def _count_refused(self, refused: Counter[str], both: Stream) -> None:
+        if refused:
+            self._acceptance.count_refused(refused)
+            both.refused.update(refused)
 
     async def _answer(
         self, response: event_service_pb2.BatchSendResponse, entries: Sequence[Entry], *, in_bulk: bool
