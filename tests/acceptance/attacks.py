@@ -33,6 +33,7 @@ from tests.support.raw_http2 import (
     raw_connection,
     request_headers,
 )
+from tests.support.sizes import sized
 from tests.support.waiting import until
 
 Attack: TypeAlias = Callable[[Street, float], Awaitable[int]]
@@ -42,7 +43,7 @@ BAD_PATH = f"{EVENT_SERVICE}/Tr".encode() + b"\xff\xfe"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 AT_ONCE = 90  # calls of a flood under way
 STREAMS = 40  # of large batches
-INVALID = message(b"\x12\x00" * 10_000)
+INVALID = message(b"\x12\x00" * sized(2_000, 10_000))
 """A batch of empty events: each is refused with its details."""
 UNREAD_BATCH = message(b"\x12\x00" * 5_000)
 LARGE_EVENT = 31_000  # bytes

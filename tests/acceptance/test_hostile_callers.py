@@ -49,7 +49,7 @@ HONEST_INTERVAL = 0.01  # seconds between two calls of an honest caller
 
 Code: TypeAlias = grpc.StatusCode
 Codes: TypeAlias = "Counter[grpc.StatusCode]"
-ANSWERED = {Code.OK, Code.INVALID_ARGUMENT}
+ANSWERED = {Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND}
 
 
 @dataclass
