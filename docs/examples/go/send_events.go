@@ -143,6 +143,8 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	// A channel is one connection, of whose calls 50 at most may wait for a delivery: a caller with more at a time, or with
+	// more than a hundred calls of any kind, makes a second one and takes them in turn.
 	channel, err := grpc.NewClient(
 		argument(1, "localhost:50051"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

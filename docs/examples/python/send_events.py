@@ -27,8 +27,13 @@ BAD = 41  # the index of the event that nobody is the user of
 
 
 def connect(target: str, service_config: Path = SERVICE_CONFIG) -> grpc.Channel:
-    """Open a channel that waits and tries again as the service config says."""
-    return grpc.insecure_channel(target, options=[("grpc.service_config", service_config.read_text())])
+    """Open a channel that waits and tries again as the service config says.
+
+    Each has a connection of its own. At most 50 calls of a connection may wait for a delivery: who has more at a time,
+    or more than a hundred calls of any kind, opens a second channel and takes them in turn.
+    """
+    options = [("grpc.service_config", service_config.read_text()), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.insecure_channel(target, options=options)
 
 
 def send_batches(

@@ -87,8 +87,11 @@ function hundredEvents(run: string): Event[] {
 }
 
 const run = `typescript-${process.hrtime.bigint()}-${Date.now()}`;
+// A client is one connection, of whose calls 50 at most may wait for a delivery: a caller with more at a time, or with
+// more than a hundred calls of any kind, makes a second one and takes them in turn.
 const client: grpc.Client = new (clientOf(EventService))(target, grpc.credentials.createInsecure(), {
   "grpc.service_config": serviceConfig,
+  "grpc.use_local_subchannel_pool": 1,
 });
 
 const identify = { userId: "u-1", messageId: `${run}-identify`, traits: { plan: "premium" } };

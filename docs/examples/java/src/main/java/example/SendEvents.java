@@ -62,7 +62,12 @@ public final class SendEvents {
     }
   }
 
-  /** Opens a channel that waits and tries again as the service config says. */
+  /**
+   * Opens a channel that waits and tries again as the service config says.
+   *
+   * <p>Each has a connection of its own. At most 50 calls of a connection may wait for a delivery: who has more at a
+   * time, or more than a hundred calls of any kind, opens a second channel and takes them in turn.
+   */
   @SuppressWarnings("unchecked")
   private static ManagedChannel connect(String target, Path serviceConfig) throws IOException {
     Map<String, ?> config = new Gson().fromJson(Files.readString(serviceConfig), Map.class);
